@@ -24,9 +24,12 @@ All types are named tuples, hence pytrees: they pass through jit, vmap, grad and
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jax import Array
 from jaxtyping import Bool, Float, Int
+
+Array = jax.Array | np.ndarray
+"""What functions take: NumPy arrays from the host as well as JAX's own."""
 
 Params = dict[str, Any]
 Variables = dict[str, Any]
@@ -40,8 +43,8 @@ class Stream(NamedTuple):
     mask: True where a step (or turn) is present, the shape of x without its last axis.
     """
 
-    x: Float[Array | np.ndarray, '*t d']
-    mask: Bool[Array | np.ndarray, '*t']
+    x: Float[Array, '*t d']
+    mask: Bool[Array, '*t']
 
 
 class Label(NamedTuple):
@@ -52,8 +55,8 @@ class Label(NamedTuple):
     mask: True where the item is labelled, [*b]. An unlabelled turn is context and no more.
     """
 
-    value: Int[Array | np.ndarray, '*b'] | Float[Array | np.ndarray, '*b c']
-    mask: Bool[Array | np.ndarray, '*b']
+    value: Int[Array, '*b'] | Float[Array, '*b c']
+    mask: Bool[Array, '*b']
 
 
 class Batch(NamedTuple):
@@ -67,9 +70,9 @@ class Batch(NamedTuple):
     """
 
     streams: dict[str, Stream]
-    present: Bool[Array | np.ndarray, '*b']
+    present: Bool[Array, '*b']
     labels: dict[str, Label]
-    speakers: Int[Array | np.ndarray, 'b u'] | None = None
+    speakers: Int[Array, 'b u'] | None = None
 
 
 class Output(NamedTuple):
@@ -79,5 +82,5 @@ class Output(NamedTuple):
     aux: what the model names besides: gates, attention weights, features a loss or a figure needs.
     """
 
-    logits: Float[Array | np.ndarray, '*b c']
+    logits: Float[Array, '*b c']
     aux: dict[str, Any]

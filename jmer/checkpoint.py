@@ -1,0 +1,514 @@
+"""Training states and published weights on disk; the only file that imports Orbax.
+
+A run keeps its states under `<workdir>/checkpoints`:
+
+    run.json             the mark of a run, and the metric its best state is chosen by
+    1200/                one state: an Orbax checkpoint of flat names, and seal.json
+    1300.part...         a save under way, or cut off; removed by the next process that saves
+    1100.torn            found damaged and moved out of the way of a new save; never removed
+
+Published weights are a folder with `card.json` and `params/` (an Orbax checkpoint and its seal.json).
+
+The seal lists every file with size and SHA-256 and is written last, before one atomic rename gives the
+folder its name. So whatever stops a save (a crash, `kill -9`, a full disk) leaves no folder of that name,
+and damage done later is seen before Orbax reads a byte; Orbax itself lets changed bytes, missing metadata
+and wrong dtypes pass.
+
+All arrays are stored as host arrays. They are read back on any number of devices or processes.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from jmer import parallel
+from jmer.types import Variables
+
+RUN_FORMAT = 'jmer run 1'
+SEAL = 'seal.json'
+FILE_SIZE = 3 << 20
+"""Bytes after which Orbax begins a new data file. It overshoots by a chunk or so; hosts of git
+repositories and reviewers are comfortable below 5 MB."""
+
+
+class Run:
+    """The saved states of one training run.
+
+    workdir: of the run; states go to `<workdir>/checkpoints`.
+    metric: name of the validation metric that ranks states. A process that trains gives it and thereby
+        makes the folder; None opens an existing run for reading.
+    higher: whether a higher metric is better.
+    latest, best: how many of the newest and of the best states are kept.
+
+    Raises FileNotFoundError where there is no run to read, ValueError where the folder belongs to
+    something else or to a run with another metric. With several processes, all make the same calls.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, metric: str | None = None, higher: bool = True, *,
+                 latest: int = 2, best: int = 1):
+        if latest < 1 or best < 1:
+            raise ValueError(f'latest, best: found {latest}, {best}, expected at least 1 of each')
+        self.folder = Path(workdir).absolute() / 'checkpoints'
+        self._keep = latest, best
+        self._writer = ThreadPoolExecutor(1, 'jmer checkpoint') if metric is not None else None
+        self._pending: Future[None] | None = None
+        self._torn: set[int] = set()
+        self._sound: set[int] = set()
+        mark = {'format': RUN_FORMAT, 'metric': metric, 'higher': higher}
+        found = _mark(self.folder)
+        if metric is not None:
+            if found is None and parallel.is_main_process():
+                write_json(self.folder / 'run.json', mark)
+            elif found not in (None, mark):
+                raise ValueError(f'{self.folder / "run.json"}: found {found}, expected {mark}; '
+                                 'choose another workdir, nothing was changed')
+            found = mark
+            self._clean()
+        elif found is None:
+            raise FileNotFoundError(f'{self.folder / "run.json"}: no such file; is this the workdir of a run?')
+        self.metric, self.higher = found['metric'], found['higher']
+
+    def __enter__(self) -> 'Run':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float]) -> None:
+        """Saves in the background; `state` is copied first and may be donated at once.
+
+        state: any pytree of arrays, NumPy scalars and Python numbers. metrics: has to hold the run's.
+        Raises FileExistsError where the step is there and sound; OSError where this or the save before
+        it failed, with the cause, for example a full disk. What was saved before stays.
+        """
+        if self._writer is None:
+            raise ValueError(f'{self.folder}: opened for reading; give a metric to save')
+        if self.metric not in metrics:
+            raise ValueError(f'metrics of step {step}: found {sorted(metrics)}, expected {self.metric!r} among them')
+        self.wait()
+        leaves = _host(state)
+        if parallel.is_main_process():
+            self._make_way(step)
+            note = {'step': step, 'metrics': {k: _finite(v) for k, v in metrics.items()}}
+            self._pending = self._writer.submit(self._write, step, leaves, note)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk. Raises OSError if it failed."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                pending.result()
+        finally:
+            if self._writer is not None and jax.process_count() > 1:
+                multihost_utils.sync_global_devices('jmer checkpoint')
+
+    def close(self) -> None:
+        """Waits for the last save; raises OSError if it failed."""
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+
+    def steps(self) -> list[int]:
+        """The steps on disk, ascending, without those already found damaged."""
+        names = [p.name for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
+        return sorted({int(n) for n in names if n.isdecimal()} - self._torn)
+
+    def latest(self) -> int | None:
+        """The newest sound step, or None. Warns of each damaged one that it passes over."""
+        return next((s for s in reversed(self.steps()) if self._is_sound(s)), None)
+
+    def best(self) -> int | None:
+        """The sound step with the best metric, the earliest of equals, or None. Warns like `latest`."""
+        return next((s for s in self._ranked() if self._is_sound(s)), None)
+
+    def metrics(self, step: int) -> dict[str, float | None]:
+        """What was measured at `step`; None stands for NaN and infinities."""
+        return self._check(step)['metrics']
+
+    def restore(self, step: int, abstract_state: Any, partial: bool = False) -> Any:
+        """The state of `step`, exact to the bit, in the structure of `abstract_state`.
+
+        abstract_state: leaves are `jax.ShapeDtypeStruct`s or arrays; what has a sharding is put there,
+            NumPy arrays and Python numbers come back as such.
+        partial: let the checkpoint hold more, as when only `{'params': ...}` is wanted.
+        Raises FileNotFoundError where there is no such step, ValueError where it is damaged, or naming
+        every leaf whose dtype or shape differs or that only one side has.
+        """
+        self.wait()
+        note = self._check(step)
+        expected = _named(abstract_state)
+        _compare(self._at(step), note['leaves'], expected, partial)
+        saved = _load(self._at(step))
+        leaves = [_place(saved[name], leaf) for name, leaf in expected.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+
+    def _at(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _check(self, step: int) -> dict[str, Any]:
+        """The note in the seal of a sound step."""
+        if not self._at(step).is_dir():
+            raise FileNotFoundError(f'{self.folder}: found steps {self.steps()}, expected {step}')
+        return _sealed(self._at(step), check=step not in self._sound)
+
+    def _is_sound(self, step: int) -> bool:
+        try:
+            self._check(step)
+        except (OSError, ValueError) as fault:
+            warnings.warn(f'skipping a damaged checkpoint: {fault}', stacklevel=3)
+            self._torn.add(step)
+            return False
+        self._sound.add(step)
+        return True
+
+    def _ranked(self) -> list[int]:
+        """Steps from best to worst; equals in the order of time, the unmeasured last."""
+        sign = -1 if self.higher else 1
+
+        def rank(step):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                value = _sealed(self._at(step), check=False)['metrics'][self.metric]
+                return math.inf if value is None else sign * value
+            return math.inf
+
+        return sorted(self.steps(), key=rank)
+
+    def _make_way(self, step: int) -> None:
+        """Moves a damaged folder away from where `step` is to be saved; a sound one is an error."""
+        place = self._at(step)
+        if not place.exists():
+            return
+        if step not in self._torn and self._is_sound(step):
+            raise FileExistsError(f'{place}: step {step} is saved already, nothing was overwritten')
+        place.rename(_unused(place.with_name(f'{step}.torn')))
+        self._torn.discard(step)
+
+    def _write(self, step: int, leaves: dict[str, np.ndarray], note: dict[str, Any]) -> None:
+        """Runs in the background, on the main process."""
+        part = self.folder / f'{step}.part'
+        try:
+            _save(part, leaves, note)
+            part.rename(self._at(step))
+        except Exception as fault:
+            _remove(self.folder, f'{step}.part*')
+            raise OSError(f'{self.folder}: could not save step {step}: {_reason(fault)}; '
+                          f'the steps saved before are intact: {self.steps()}') from fault
+        self._sound.add(step)
+        self._prune()
+
+    def _prune(self) -> None:
+        latest, best = self._keep
+        keep = {*self.steps()[-latest:], *self._ranked()[:best]}
+        for step in set(self.steps()) - keep:
+            # Renamed first: a removal that is cut off must not leave half a checkpoint under its name.
+            self._at(step).rename(self.folder / f'{step}.part.old')
+            _remove(self.folder, f'{step}.part.old')
+
+    def _clean(self) -> None:
+        if parallel.is_main_process():
+            _remove(self.folder, '*.part*')
+
+
+def publish(folder: str | os.PathLike, variables: Variables, card: Mapping[str, Any],
+            store: Literal['float32', 'float16', 'bfloat16'] = 'float32') -> dict[str, Any]:
+    """Writes weights and card for others to use; returns the card as written.
+
+    variables: nested dicts of arrays, {'params': ...} and what the model keeps beside them.
+    card: JSON; 'params_sha256' (the fingerprint of what `load` gives) and 'stored_as' are added.
+    store: the type that floats are stored in; `load` always gives float32.
+
+    Weights that are there already are left as they are, so that a repeated run changes no file.
+    Raises ValueError where a leaf is not finite, overflows `store` or is no array of a usual type.
+    """
+    folder = Path(folder).absolute()
+    stored = {name: _storable(name, x, store) for name, x in _host(variables).items()}
+    sha256 = fingerprint({name: _as_loaded(x) for name, x in stored.items()})
+    card = {**card, 'params_sha256': sha256, 'stored_as': store}
+    if _published(folder) != (sha256, store):
+        _replace_params(folder, stored, {'params_sha256': sha256, 'stored_as': store})
+    if not (folder / 'card.json').exists() or read_json(folder / 'card.json') != _plain(card):
+        write_json(folder / 'card.json', card)
+    return _plain(card)
+
+
+def _published(folder: Path) -> tuple[str, str] | None:
+    """Fingerprint and storage type of the weights that stand there sound, if any do."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        seal = _sealed(folder / 'params')
+        return seal['params_sha256'], seal['stored_as']
+    return None
+
+
+def _replace_params(folder: Path, stored: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
+    _remove(folder, 'params.*')
+    try:
+        _save(folder / 'params.part', stored, note)
+    except Exception as fault:
+        _remove(folder, 'params.*')
+        raise OSError(f'{folder}: could not write params: {_reason(fault)}; nothing was changed') from fault
+    if (folder / 'params').exists():
+        (folder / 'params').rename(folder / 'params.old')
+    (folder / 'params.part').rename(folder / 'params')
+    _remove(folder, 'params.old')
+
+
+def load(folder: str | os.PathLike) -> tuple[Variables, dict[str, Any]]:
+    """Published weights and their card; floats as float32 NumPy arrays.
+
+    Raises FileNotFoundError where card or params are missing, ValueError where a file is damaged or the
+    weights are not those of the card; both name the file.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder}: no such folder; published weights are card.json and params/')
+    card = read_json(folder / 'card.json')
+    if not isinstance(card, dict) or 'params_sha256' not in card:
+        raise ValueError(f"{folder / 'card.json'}: no field 'params_sha256', so this is not the card of weights")
+    _sealed(folder / 'params')
+    leaves = {name: _as_loaded(x) for name, x in _load(folder / 'params').items()}
+    found = fingerprint(leaves)
+    if found != card['params_sha256']:
+        raise ValueError(f'{folder / "params"}: found weights with fingerprint {found}, expected '
+                         f"{card['params_sha256']}, the card's params_sha256; card and weights are of "
+                         'different versions: fetch or publish both again')
+    return _nested(leaves), card
+
+
+def fingerprint(variables: Variables) -> str:
+    """SHA-256, in hexadecimal, over the names, dtypes, shapes and bytes of all leaves, sorted by name."""
+    sha256 = hashlib.sha256()
+    for name, x in sorted(_host(variables).items()):
+        sha256.update(f'{name}\0{x.dtype.name}\0{list(x.shape)}\0'.encode())
+        sha256.update(x.tobytes())
+    return sha256.hexdigest()
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as JSON, whole or not at all; makes the folder. NumPy scalars and arrays may be in it.
+
+    Raises ValueError naming the file where the value has no JSON (NaN, objects), OSError likewise.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_as_json) + '\n'
+    except (TypeError, ValueError) as fault:
+        raise ValueError(f'{path}: cannot be written as JSON: {fault}') from fault
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with open(handle, 'w', encoding='utf-8') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)      # mkstemp's 0600 would shut out those a run folder is shared with
+        os.replace(part, path)
+    except OSError as fault:
+        raise OSError(fault.errno, f'{path}: could not be written: {fault.strerror}') from fault
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Raises FileNotFoundError or ValueError naming the file, and where in it the fault is."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text('utf-8'))
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such file') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise ValueError(f'{path}: not valid JSON: {fault}') from fault
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return np.asarray(value).tolist()
+    raise TypeError(f'{type(value).__name__} {value!r} has no JSON')
+
+
+def _plain(value: Any) -> Any:
+    """`value` as it will be read back: tuples as lists, NumPy numbers as numbers."""
+    return json.loads(json.dumps(value, default=_as_json))
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves by path, 'params/dense/kernel'."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+    if len(leaves) != len(paths):
+        raise ValueError(f'two leaves of one name among {sorted(leaves)}')
+    return leaves
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, x in leaves.items():
+        *path, last = name.split('/')
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = x
+    return tree
+
+
+def _host(tree: Any) -> dict[str, np.ndarray]:
+    """Host copies of the leaves by path. Copies, as a donated buffer may change while a save runs."""
+    arrays = {}
+    for name, x in _named(tree).items():
+        is_key = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        arrays[name] = np.zeros(0, object) if is_key else np.array(parallel.fetch(x), order='C')
+        if arrays[name].dtype.kind not in 'biufcV':      # V: bfloat16 and its kin
+            raise ValueError(f'{name}: found {type(x).__name__}, expected an array or a number'
+                             + ('; random keys are folded from the step, not stored' if is_key else ''))
+    return arrays
+
+
+def _storable(name: str, x: np.ndarray, store: str) -> np.ndarray:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if x.dtype.itemsize > 4:
+        raise ValueError(f'{name}: found {x.dtype.name}, expected float32 or smaller')
+    with np.errstate(over='ignore'):
+        stored = x.astype(jnp.dtype(store))
+    if not np.isfinite(stored.astype(np.float32)).all():
+        raise ValueError(f'{name}: not finite when stored as {store}; the largest finite magnitude is '
+                         f'{np.abs(x[np.isfinite(x)]).max(initial=0)}')
+    return stored
+
+
+def _as_loaded(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _compare(place: Path, found: Mapping[str, Any], expected: Mapping[str, Any], partial: bool) -> None:
+    """Raises ValueError naming every leaf in which the saved state differs from the expected one."""
+    faults = []
+    for name in sorted({*found, *expected}):
+        if name not in expected:
+            faults += [] if partial else [f'surplus  {name}: found {_kind(*found[name])}']
+            continue
+        leaf = expected[name]
+        leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
+        wanted = [leaf.dtype.name, list(leaf.shape)]
+        if name not in found:
+            faults.append(f'missing  {name}: expected {_kind(*wanted)}')
+        elif found[name] != wanted:
+            faults.append(f'differs  {name}: found {_kind(*found[name])}, expected {_kind(*wanted)}')
+    if faults:
+        raise ValueError(f'{place}: not a state of this model and optimiser, {len(faults)} leaves differ:\n  '
+                         + '\n  '.join(faults))
+
+
+def _kind(dtype: str, shape: list[int]) -> str:
+    return f'{dtype} {tuple(shape)}'
+
+
+def _place(x: np.ndarray, leaf: Any) -> Any:
+    """`x` as the kind of thing `leaf` is, where `leaf` is."""
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        if leaf.sharding is None:
+            return jnp.asarray(x)
+        return jax.make_array_from_callback(x.shape, leaf.sharding, lambda index: x[index])
+    if isinstance(leaf, np.ndarray):
+        return x
+    return x[()] if isinstance(leaf, np.generic) else type(leaf)(x.item())
+
+
+def _context() -> ocp.Context:
+    """Orbax for one process: ours are host arrays, equal everywhere, so no process waits for another."""
+    context, me = ocp.Context(), jax.process_index()
+    context.multiprocessing_options.primary_host = me
+    context.multiprocessing_options.active_processes = {me}
+    context.array_options.saving.ocdbt_target_data_file_size = FILE_SIZE
+    context.array_options.saving.storage_options.chunk_byte_size = FILE_SIZE // 3
+    return context
+
+
+def _save(folder: Path, leaves: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
+    """Makes `folder`, an Orbax checkpoint of flat names with a seal. Zero-size leaves live in the seal."""
+    with _context():
+        ocp.save(folder, {name: x for name, x in leaves.items() if x.size})
+    for mark in folder.rglob('commit_success.txt'):       # holds the machine's path and nothing else
+        mark.unlink()
+    files = {str(p.relative_to(folder)): [p.stat().st_size, _sha256(p)]
+             for p in sorted(folder.rglob('*')) if p.is_file()}
+    shapes = {name: [x.dtype.name, list(x.shape)] for name, x in leaves.items()}
+    write_json(folder / SEAL, {**note, 'leaves': shapes, 'files': files})
+
+
+def _load(folder: Path) -> dict[str, np.ndarray]:
+    """The leaves of a folder whose seal was checked."""
+    with _context():
+        leaves = ocp.load(folder)
+    shapes = _sealed(folder, check=False)['leaves']
+    return leaves | {name: np.zeros(shape, jnp.dtype(d)) for name, (d, shape) in shapes.items() if 0 in shape}
+
+
+def _sealed(folder: Path, check: bool = True) -> dict[str, Any]:
+    """The seal of `folder`; with `check`, raises ValueError naming the first file that is not as sealed."""
+    seal = read_json(folder / SEAL)
+    for name, (size, sha256) in seal['files'].items() if check else ():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            raise ValueError(f'{path}: damaged: found {"no file" if found is None else f"{found} bytes"}, '
+                             f'expected {size} bytes')
+        if _sha256(path) != sha256:
+            raise ValueError(f'{path}: damaged: its bytes were changed after it was written')
+    return seal
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _mark(folder: Path) -> dict[str, Any] | None:
+    """What run.json says; None where the folder is new. Raises ValueError where it is somebody else's."""
+    if not (folder / 'run.json').exists():
+        others = [p.name for p in folder.iterdir() if not p.name.startswith('.')] if folder.exists() else []
+        if others:
+            raise ValueError(f'{folder}: found {sorted(others)[:5]} and no run.json, so this folder belongs to '
+                             'something else; choose another workdir, nothing was changed')
+        return None
+    mark = read_json(folder / 'run.json')
+    if not isinstance(mark, dict) or mark.get('format') != RUN_FORMAT:
+        raise ValueError(f"{folder / 'run.json'}: found {mark}, expected the field 'format' to be {RUN_FORMAT!r}")
+    return mark
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _unused(path: Path) -> Path:
+    """`path`, or `path` with a number where that is taken."""
+    paths = (path.with_name(f'{path.name}{n or ""}') for n in itertools.count())
+    return next(p for p in paths if not p.exists())
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(fault: BaseException) -> str:
+    """The first line that a person can act on; storage libraries wrap it in pages of settings."""
+    return f'{type(fault).__name__}: {str(fault)[:2000]}'

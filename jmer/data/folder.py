@@ -1,0 +1,90 @@
+"""A corpus folder on disk: what lies in it, and its csv and npz files read with errors that name the place.
+
+Readers of corpora report through two callables: `fault` for what makes a corpus unusable, `note`
+for what its user should know. Loading refuses at the first fault; `jmer data check` collects them
+all.
+"""
+
+import csv
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+Tell = Callable[[str], None]
+
+
+def refuse(message: str) -> None:
+    """The strict `fault`."""
+    raise ValueError(message)
+
+
+def ignore(message: str) -> None:
+    """The silent `note`."""
+
+
+def present(root: Path, tree: str) -> None:
+    """Raises FileNotFoundError, showing the tree that was expected, where a folder is missing or empty."""
+    if not root.is_dir():
+        raise missing(root, 'there is no such folder', tree)
+    if not files(root):
+        raise missing(root, 'the folder is empty', tree)
+
+
+def missing(root: Path, complaint: str, tree: str) -> FileNotFoundError:
+    """The error for a folder that does not hold a corpus."""
+    return FileNotFoundError(f'{root}: {complaint}. Expected:\n{tree.strip()}')
+
+
+def files(root: Path) -> list[Path]:
+    """All files under a folder, sorted; links are followed, each folder is entered once."""
+    found, entered = [], set()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:
+            inner.clear()
+            continue
+        entered.add(real)
+        found += [Path(folder, name) for name in names]
+    return sorted(path for path in found if path.is_file())
+
+
+def arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some arrays of an npz file. Raises ValueError where one is not there or is not of plain numbers."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            lacking = [name for name in names if name not in archive.files]
+            if lacking:
+                raise ValueError(f'it lacks {", ".join(lacking)}; found {", ".join(archive.files)}')
+            return {name: archive[name] for name in names}
+    except (ValueError, OSError, EOFError, TypeError, AttributeError,
+            zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f'{path}: not the npz file that was expected: {error}') from error
+
+
+def table(
+    path: Path, columns: Sequence[str], fault: Tell = refuse
+) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """Line number and fields (by column, stripped) of each row of a csv file in UTF-8.
+
+    Raises ValueError naming the columns that are missing; tells `fault` of rows of another length.
+    """
+    try:
+        with path.open(encoding='utf-8-sig', newline='') as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            lacking = [name for name in columns if name not in header]
+            if lacking:
+                raise ValueError(f'{path}: lacks the columns {", ".join(lacking)}; '
+                                 f'found {", ".join(header) or "nothing"}')
+            for row in reader:
+                if len(row) == len(header):
+                    fields = zip(header, row, strict=True)
+                    yield reader.line_num, {name: field.strip() for name, field in fields}
+                elif row:
+                    fault(f'{path}: line {reader.line_num}: found {len(row)} fields, expected {len(header)}')
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: cannot be read as csv in UTF-8: {error}') from error

@@ -1,0 +1,1 @@
+"""RAVDESS: eight acted emotions, spoken by 24 actors (Livingstone and Russo, PLoS ONE 2018)."""

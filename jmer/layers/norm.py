@@ -1,0 +1,61 @@
+"""Normalisation that never sees padding."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from jmer.collectives import total
+from jmer.types import Array
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over the present rows, by PyTorch's conventions (Ioffe & Szegedy, 2015).
+
+    Normalises with the biased variance and remembers the unbiased one, as checkpoints from PyTorch do
+    (`flax.linen.BatchNorm` remembers the biased one). Statistics are those of the whole batch, however
+    many devices it is spread over. A batch without a present row leaves the statistics alone.
+
+    Attributes:
+        momentum: weight of the new batch in the running statistics.
+        epsilon: added to the variance.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, '*b d'], mask: Bool[Array, '*b'], *, train: bool
+    ) -> Float[Array, '*b d']:
+        width = x.shape[-1:]
+        scale = self.param('scale', nn.initializers.ones, width)
+        bias = self.param('bias', nn.initializers.zeros, width)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, width)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, width)
+        if train:
+            mean, var, count = _moments(x, mask)
+            if not self.is_initializing():
+                seen = (count > 0) * self.momentum
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                running_mean.value += seen * (mean - running_mean.value)
+                running_var.value += seen * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        inverse = scale / jnp.sqrt(var + self.epsilon)
+        return (x * _spread(inverse, x) + _spread(bias - mean * inverse, x)).astype(x.dtype)
+
+
+def _spread(vector, x):
+    """Gives a vector of features the rank of x: rank promotion is an error in jmer's tests."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def _moments(x, mask):
+    """Mean and biased variance per feature over the present rows of all devices, and their number."""
+    axes = tuple(range(x.ndim - 1))
+    present = mask[..., None]
+    count = total(jnp.sum(mask))
+    rows = jnp.maximum(count, 1)
+    mean = total(jnp.sum(jnp.where(present, x, 0.0), axes)) / rows
+    deviation = jnp.where(present, x - _spread(mean, x), 0.0)
+    return mean, total(jnp.sum(deviation**2, axes)) / rows, count

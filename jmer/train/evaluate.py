@@ -1,0 +1,83 @@
+"""Prediction and evaluation: pure functions of variables and batches, and one pass over items."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jmer import metrics, parallel
+from jmer.data.corpus import Item, Target
+from jmer.data.pipeline import Pipeline
+from jmer.types import Batch, Output, Variables
+
+
+class Prediction(NamedTuple):
+    """What a model says of one utterance or turn.
+
+    id: of the utterance or turn. scores: [c], probabilities for classes and several labels.
+    truth: the label, an int or [c]; None where there is none.
+    """
+
+    id: str
+    scores: np.ndarray
+    truth: np.ndarray | None
+
+
+def predict(model: nn.Module, variables: Variables, batch: Batch) -> Output:
+    """The model's output in evaluation mode: pure, to be jitted, mapped or differentiated as you like."""
+    return model.apply(variables, batch, train=False)
+
+
+def probabilities(logits: jax.Array, kind: str) -> jax.Array:
+    """Scores as they are reported: softmax for classes and distributions, sigmoid for several labels."""
+    if kind in ('class', 'distribution'):
+        return jax.nn.softmax(logits)
+    return jax.nn.sigmoid(logits) if kind == 'multilabel' else logits
+
+
+def make_predict(model: nn.Module, target: Target) -> Callable[[Variables, Batch], tuple[Any, Any]]:
+    """A function of (variables, batch) that gives the scores and, with labels, the metric sums."""
+    sums, _ = metrics.for_target(target.kind, len(target.names))
+
+    def run(variables, batch):
+        logits = predict(model, variables, batch).logits
+        measured = sums(logits, batch.labels[target.name]) if batch.labels else None
+        return probabilities(logits, target.kind), measured
+
+    return run
+
+
+def evaluate(
+    run: Callable[[Variables, Batch], tuple[Any, Any]],
+    variables: Variables,
+    pipeline: Pipeline,
+    mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, float], list[Prediction]]:
+    """Metrics and predictions over all items of a pipeline, in the order of its items.
+
+    run: a compiled `make_predict`. Without labels the metrics are empty.
+    """
+    states, found = [], {}
+    for rows, batch in pipeline.sweep():
+        scores, measured = parallel.fetch(run(variables, parallel.shard(batch, mesh)))
+        states.append(measured)
+        for row, index in enumerate(rows):
+            found[index] = item_predictions(pipeline.items[index], scores[row], pipeline.target)
+    predictions = [p for index in sorted(found) for p in found[index]]
+    if pipeline.target is None:
+        return {}, predictions
+    target = pipeline.spec.target(pipeline.target)
+    _, compute = metrics.for_target(target.kind, len(target.names))
+    return compute(metrics.merge(states)), predictions
+
+
+def item_predictions(item: Item, scores: np.ndarray, target: str | None) -> list[Prediction]:
+    """The predictions of an item: one, or one a turn."""
+    truth = item.labels.get(target) if target else None
+    if item.speakers is None:
+        return [Prediction(item.id, scores, truth)]
+    names: Sequence[str] = item.turns or [f'{item.id}#{k}' for k in range(len(item.speakers))]
+    return [Prediction(name, scores[k], None if truth is None else truth[k])
+            for k, name in enumerate(names)]

@@ -1,0 +1,211 @@
+"""An experiment: one frozen dataclass, its overrides from the command line, and its form in JSON.
+
+Two runs with equal experiments (and equal data) are the same run.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+
+from jmer import shipped, zoo
+from jmer.data.splits import Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads, and how.
+
+    name: the corpus, see `jmer.data.load`.
+    streams: the modalities that the model gets.
+    target: what is recognised.
+    protocol: which parts train, choose and judge.
+    batch_size: items in a batch, over all devices.
+    buckets: static shapes; more pad less and compile longer.
+    standardise: bring features to zero mean and unit deviation, by the training items.
+    pool: (stream, steps) pairs: average so many steps into one.
+    truncate: (stream, steps) pairs: keep so many steps.
+    drop_modalities: probability that a stream of a training item goes missing.
+    noise: deviation of Gaussian noise on the training features.
+    """
+
+    name: str
+    streams: tuple[str, ...]
+    target: str = 'emotion'
+    protocol: Protocol = Protocol()
+    batch_size: int = 32
+    buckets: int = 1
+    standardise: bool = True
+    pool: tuple[tuple[str, int], ...] = ()
+    truncate: tuple[tuple[str, int], ...] = ()
+    drop_modalities: float = 0.0
+    noise: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How parameters move; see `train.optimizers`.
+
+    name: 'adam', 'adamw' or 'sgd'.
+    rate: peak learning rate.
+    schedule: 'constant', 'linear' or 'cosine' (the last two fall to zero at the end of the run).
+    warmup: share of the run over which the rate rises from zero.
+    weight_decay: decoupled, for 'adamw'.
+    clip: largest global norm of the gradients; 0 is no limit.
+    freeze: parameters that stay as they are: patterns over their paths, such as 'encoder/*'.
+    """
+
+    name: Literal['adam', 'adamw', 'sgd'] = 'adamw'
+    rate: float = 1e-3
+    schedule: Literal['constant', 'linear', 'cosine'] = 'constant'
+    warmup: float = 0.0
+    weight_decay: float = 1e-4
+    clip: float = 0.0
+    freeze: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The loss, where the model's file does not bring its own.
+
+    name: see `losses.supervised`; empty: the usual one for the kind of target.
+    class_weights: one for each class; empty: all one.
+    label_smoothing: share of the probability that is spread over all classes.
+    """
+
+    name: str = ''
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run of the one trainer.
+
+    model: a model of the zoo.
+    data, optimizer, loss: see there.
+    epochs: passes over the training items, at most.
+    monitor: validation metric that chooses the epoch (`higher` is better, or not).
+    patience: evaluations without improvement after which the run stops; 0 never stops it.
+    evaluate_every: epochs from one evaluation (and checkpoint) to the next.
+    accumulate: parts into which a batch is split to save memory; the step stays the same.
+    compute_dtype: precision of the forward and backward pass; parameters and losses stay in float32.
+    seed: of initialisation, order of the data, dropout and noise.
+    """
+
+    model: nn.Module
+    data: Data
+    optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
+    epochs: int = 50
+    monitor: str = 'uar'
+    higher: bool = True
+    patience: int = 0
+    evaluate_every: int = 1
+    accumulate: int = 1
+    compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
+    seed: int = 0
+
+
+def load(name: str) -> Experiment:
+    """The experiment that a recipe file's `get()` returns: a path, or '<dataset>/<model>' of those shipped.
+
+    Raises FileNotFoundError for a recipe that is not there, ValueError for one that returns something else.
+    """
+    path = shipped.find('experiments', name, '.py')
+    spec = importlib.util.spec_from_file_location(f'recipe_{path.stem}', path)
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    experiment = recipe.get() if hasattr(recipe, 'get') else None
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f'{path}: a recipe has a function get() that returns an Experiment')
+    return experiment
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    """The experiment in terms that JSON can keep."""
+    fields = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
+    plain = {name: dataclasses.asdict(value) if isinstance(value, Data | Optimizer | Loss) else value
+             for name, value in fields.items() if name != 'model'}
+    return {'model': zoo.describe(experiment.model), **plain}
+
+
+def data_from_json(fields: dict[str, Any]) -> Data:
+    """The `Data` that a card or an experiment.json keeps."""
+    fields = {name: _tuples(value) for name, value in fields.items()}
+    return Data(**{**fields, 'protocol': Protocol(**fields['protocol'])})
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def override(experiment: Experiment, settings: Sequence[str]) -> Experiment:
+    """The experiment with settings such as 'optimizer.rate=3e-4' or 'data.protocol.test=fold2'.
+
+    A value is a Python literal or a bare word; commas make a tuple. Raises ValueError naming the option
+    that does not exist or does not take such a value.
+    """
+    for setting in settings:
+        path, equals, value = setting.partition('=')
+        if not equals:
+            raise ValueError(f'{setting!r}: a setting has the form option=value')
+        experiment = _replace(experiment, path.split('.'), value, path)
+    return experiment
+
+
+def _replace(node: Any, path: list[str], value: str, whole: str) -> Any:
+    known = {f.name: f for f in dataclasses.fields(node) if f.name not in ('parent', 'name')
+             or not isinstance(node, nn.Module)}
+    name, rest = path[0], path[1:]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1) or sorted(known)
+        raise ValueError(f'no option is called {whole!r}; did you mean {", ".join(near)}?')
+    old = getattr(node, name)
+    if rest:
+        if not dataclasses.is_dataclass(old):
+            raise ValueError(f'{whole!r}: {name} has no options of its own')
+        new = _replace(old, rest, value, whole)
+    elif dataclasses.is_dataclass(old):
+        raise ValueError(f'{whole!r}: set one of its options: '
+                         + ', '.join(f'{whole}.{f.name}' for f in dataclasses.fields(old)))
+    else:
+        new = _parse(value, old, typing.get_type_hints(type(node)).get(name), whole)
+    return node.clone(**{name: new}) if isinstance(node, nn.Module) else dataclasses.replace(node, **{name: new})
+
+
+def _parse(text: str, old: Any, hint: Any, whole: str) -> Any:
+    """The value of an option that has been `old`, of the same type."""
+    value = _literal(text)
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise ValueError(f'{whole}: found {text!r}, expected one of {", ".join(map(str, typing.get_args(hint)))}')
+    if isinstance(old, tuple):
+        return value if isinstance(value, tuple) else (value,) if text else ()
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(old):
+        raise ValueError(f'{whole}: found {text!r}, expected a value like {old!r} ({type(old).__name__})')
+    return value
+
+
+def _literal(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(_literal(part) for part in text.split(',') if part) if ',' in text else text
+    return _tuples(value)
+
+
+def find_recipes() -> list[str]:
+    """Names of the recipes that are shipped, '<dataset>/<model>'."""
+    root = shipped.root('experiments')
+    return sorted(str(Path(p).relative_to(root).with_suffix('')) for p in root.glob('*/*.py'))

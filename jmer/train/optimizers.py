@@ -1,0 +1,59 @@
+"""From the optimiser's settings to optax."""
+
+import fnmatch
+
+import jax
+import optax
+
+from jmer.train.experiment import Optimizer
+
+
+def make(settings: Optimizer, steps: int) -> optax.GradientTransformation:
+    """The optimiser of a run of `steps` steps."""
+    rate = schedule(settings, steps)
+    rules = {
+        'adam': lambda: optax.adam(rate),
+        'adamw': lambda: optax.adamw(rate, weight_decay=settings.weight_decay, mask=_decays),
+        'sgd': lambda: optax.sgd(rate),
+    }
+    if settings.name not in rules:
+        raise ValueError(f'optimizer.name: found {settings.name!r}, expected one of {", ".join(rules)}')
+    clip = optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()
+    rule = optax.chain(clip, rules[settings.name]())
+    if not settings.freeze:
+        return rule
+
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: 'frozen' if _matches(path, settings.freeze) else 'moving', params)
+
+    return optax.partition({'moving': rule, 'frozen': optax.set_to_zero()}, labels)
+
+
+def schedule(settings: Optimizer, steps: int) -> optax.Schedule:
+    """The learning rate at every step: a linear rise, then flat, linear or cosine."""
+    warmup = round(settings.warmup * steps)
+    rest = max(steps - warmup, 1)
+    shapes = {
+        'constant': lambda: optax.constant_schedule(settings.rate),
+        'linear': lambda: optax.linear_schedule(settings.rate, 0.0, rest),
+        'cosine': lambda: optax.cosine_decay_schedule(settings.rate, rest),
+    }
+    if settings.schedule not in shapes:
+        raise ValueError(
+            f'optimizer.schedule: found {settings.schedule!r}, expected one of {", ".join(shapes)}')
+    shape = shapes[settings.schedule]()
+    if not warmup:
+        return shape
+    return optax.join_schedules([optax.linear_schedule(0.0, settings.rate, warmup), shape], [warmup])
+
+
+def _decays(params):
+    """Weight decay is for kernels: biases and the scales of norms keep their freedom."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key.rpartition('_')[2] not in ('bias', 'scale'), params)
+
+
+def _matches(path, patterns) -> bool:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

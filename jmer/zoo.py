@@ -1,0 +1,99 @@
+"""The registry: a model's name is its file's name, and the folder says what goes in.
+
+`gmu` is `jmer/models/utterance/gmu.py`. Nothing has to be registered: a file that defines `Model` and
+`TAGS` is part of the zoo.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+
+from jmer import models
+
+FAMILIES = ('utterance', 'dialogue', 'speech')
+
+
+def _names() -> dict[str, str]:
+    """Family of every model, by name."""
+    found = {}
+    for family in FAMILIES:
+        package = importlib.import_module(f'{models.__name__}.{family}')
+        found |= {entry.name: family for entry in pkgutil.iter_modules(package.__path__)}
+    return found
+
+
+def module(name: str) -> ModuleType:
+    """The file of a model. Raises ValueError with the nearest names for an unknown one."""
+    known = _names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3) or sorted(known)
+        raise ValueError(f'no model is called {name!r}; did you mean {", ".join(near)}?')
+    return importlib.import_module(f'{models.__name__}.{known[name]}.{name}')
+
+
+def family(name: str) -> str:
+    """'utterance', 'dialogue' or 'speech': what goes into the model."""
+    return module(name).__name__.split('.')[-2]
+
+
+def list_models(family: str | None = None, tag: str | None = None) -> list[str]:
+    """Names of the models, of one family or with one tag of the survey's words if asked for."""
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f'no family is called {family!r}; they are {", ".join(FAMILIES)}')
+    names = sorted(name for name, of in _names().items() if family in (None, of))
+    return [name for name in names if tag is None or tag in module(name).TAGS]
+
+
+def tags() -> list[str]:
+    """Every tag that some model bears."""
+    return sorted({tag for name in _names() for tag in module(name).TAGS})
+
+
+def create(name: str, **fields: Any) -> nn.Module:
+    """The model of that name with these fields; lists are taken as tuples.
+
+    Raises ValueError for an unknown name, an unknown field or one that is missing.
+    """
+    cls = module(name).Model
+    known = {f.name: f for f in dataclasses.fields(cls) if f.name not in ('parent', 'name')}
+    for field in fields:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, 1) or sorted(known)
+            raise ValueError(f'{name} has no field {field!r}; did you mean {", ".join(near)}?')
+    missing = [f for f, spec in known.items()
+               if f not in fields and spec.default is spec.default_factory is dataclasses.MISSING]
+    if missing:
+        raise ValueError(f'{name} needs the field {", ".join(missing)}')
+    return cls(**{field: _tuples(value) for field, value in fields.items()})
+
+
+def name_of(model: nn.Module) -> str:
+    """The name under which `create` makes such a model."""
+    name = type(model).__module__.rsplit('.', 1)[-1]
+    if name not in _names() or type(model) is not module(name).Model:
+        raise ValueError(f'{type(model).__qualname__} is not a model of the zoo')
+    return name
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The model as JSON can keep it: its name and all its fields; `build` is the way back."""
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)
+              if f.name not in ('parent', 'name')}
+    return {'model': name_of(model), 'fields': fields}
+
+
+def build(description: dict[str, Any]) -> nn.Module:
+    """The model that `describe` described, before or after a passage through JSON."""
+    if set(description) != {'model', 'fields'}:
+        raise ValueError(f'a description has the keys model and fields, not {sorted(description)}')
+    return create(description['model'], **description['fields'])
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists only; fields are tuples, so that a model can be hashed."""
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,10 @@
+"""Settings that have to be made before JAX starts: eight simulated devices, a compilation cache."""
+
+from pathlib import Path
+
+import jax
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_compilation_cache_dir', str(Path(__file__).parent.parent / '.jax_cache'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
