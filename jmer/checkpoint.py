@@ -21,12 +21,14 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -79,9 +81,9 @@ class Run:
                 raise ValueError(f'{self.folder / "run.json"}: found {found}, expected {mark}; '
                                  'choose another workdir, nothing was changed')
             found = mark
-            self._clean()
         elif found is None:
-            raise FileNotFoundError(f'{self.folder / "run.json"}: no such file; is this the workdir of a run?')
+            raise FileNotFoundError(f'{self.folder / "run.json"}: no such file; '
+                                    'is this the workdir of a run?')
         self.metric, self.higher = found['metric'], found['higher']
 
     def __enter__(self) -> 'Run':
@@ -100,7 +102,8 @@ class Run:
         if self._writer is None:
             raise ValueError(f'{self.folder}: opened for reading; give a metric to save')
         if self.metric not in metrics:
-            raise ValueError(f'metrics of step {step}: found {sorted(metrics)}, expected {self.metric!r} among them')
+            raise ValueError(f'metrics of step {step}: found {sorted(metrics)}, '
+                             f'expected {self.metric!r} among them')
         self.wait()
         leaves = _host(state)
         if parallel.is_main_process():
@@ -204,13 +207,14 @@ class Run:
     def _write(self, step: int, leaves: dict[str, np.ndarray], note: dict[str, Any]) -> None:
         """Runs in the background, on the main process."""
         part = self.folder / f'{step}.part'
+        _remove(self.folder, '*.part*')
         try:
             _save(part, leaves, note)
             part.rename(self._at(step))
         except Exception as fault:
-            _remove(self.folder, f'{step}.part*')
-            raise OSError(f'{self.folder}: could not save step {step}: {_reason(fault)}; '
-                          f'the steps saved before are intact: {self.steps()}') from fault
+            _remove(self.folder, '*.part*')
+            raise _failure(f'{self.folder}: could not save step {step}', fault,
+                           f'the steps saved before are intact: {self.steps()}') from fault
         self._sound.add(step)
         self._prune()
 
@@ -221,10 +225,6 @@ class Run:
             # Renamed first: a removal that is cut off must not leave half a checkpoint under its name.
             self._at(step).rename(self.folder / f'{step}.part.old')
             _remove(self.folder, f'{step}.part.old')
-
-    def _clean(self) -> None:
-        if parallel.is_main_process():
-            _remove(self.folder, '*.part*')
 
 
 def publish(folder: str | os.PathLike, variables: Variables, card: Mapping[str, Any],
@@ -244,9 +244,9 @@ def publish(folder: str | os.PathLike, variables: Variables, card: Mapping[str, 
     card = {**card, 'params_sha256': sha256, 'stored_as': store}
     if _published(folder) != (sha256, store):
         _replace_params(folder, stored, {'params_sha256': sha256, 'stored_as': store})
-    if not (folder / 'card.json').exists() or read_json(folder / 'card.json') != _plain(card):
+    if not (folder / 'card.json').exists() or read_json(folder / 'card.json') != plain(card):
         write_json(folder / 'card.json', card)
-    return _plain(card)
+    return plain(card)
 
 
 def _published(folder: Path) -> tuple[str, str] | None:
@@ -263,7 +263,7 @@ def _replace_params(folder: Path, stored: Mapping[str, np.ndarray], note: Mappin
         _save(folder / 'params.part', stored, note)
     except Exception as fault:
         _remove(folder, 'params.*')
-        raise OSError(f'{folder}: could not write params: {_reason(fault)}; nothing was changed') from fault
+        raise _failure(f'{folder}: could not write params', fault, 'nothing was changed') from fault
     if (folder / 'params').exists():
         (folder / 'params').rename(folder / 'params.old')
     (folder / 'params.part').rename(folder / 'params')
@@ -281,7 +281,8 @@ def load(folder: str | os.PathLike) -> tuple[Variables, dict[str, Any]]:
         raise FileNotFoundError(f'{folder}: no such folder; published weights are card.json and params/')
     card = read_json(folder / 'card.json')
     if not isinstance(card, dict) or 'params_sha256' not in card:
-        raise ValueError(f"{folder / 'card.json'}: no field 'params_sha256', so this is not the card of weights")
+        raise ValueError(f"{folder / 'card.json'}: no field 'params_sha256', "
+                         'so this is not the card of weights')
     _sealed(folder / 'params')
     leaves = {name: _as_loaded(x) for name, x in _load(folder / 'params').items()}
     found = fingerprint(leaves)
@@ -343,7 +344,7 @@ def _as_json(value: Any) -> Any:
     raise TypeError(f'{type(value).__name__} {value!r} has no JSON')
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as it will be read back: tuples as lists, NumPy numbers as numbers."""
     return json.loads(json.dumps(value, default=_as_json))
 
@@ -397,27 +398,30 @@ def _as_loaded(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-def _compare(place: Path, found: Mapping[str, Any], expected: Mapping[str, Any], partial: bool) -> None:
+def _compare(place: Path, found: Mapping[str, str], expected: Mapping[str, Any], partial: bool) -> None:
     """Raises ValueError naming every leaf in which the saved state differs from the expected one."""
     faults = []
     for name in sorted({*found, *expected}):
         if name not in expected:
-            faults += [] if partial else [f'surplus  {name}: found {_kind(*found[name])}']
-            continue
-        leaf = expected[name]
-        leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
-        wanted = [leaf.dtype.name, list(leaf.shape)]
-        if name not in found:
-            faults.append(f'missing  {name}: expected {_kind(*wanted)}')
-        elif found[name] != wanted:
-            faults.append(f'differs  {name}: found {_kind(*found[name])}, expected {_kind(*wanted)}')
+            faults += [] if partial else [f'surplus  {name}: found {found[name]}']
+        elif name not in found:
+            faults.append(f'missing  {name}: expected {_kind(expected[name])}')
+        elif found[name] != _kind(expected[name]):
+            faults.append(f'differs  {name}: found {found[name]}, expected {_kind(expected[name])}')
     if faults:
         raise ValueError(f'{place}: not a state of this model and optimiser, {len(faults)} leaves differ:\n  '
                          + '\n  '.join(faults))
 
 
-def _kind(dtype: str, shape: list[int]) -> str:
-    return f'{dtype} {tuple(shape)}'
+def _kind(leaf: Any) -> str:
+    """'float32[3,4]'"""
+    leaf = leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
+    return f'{leaf.dtype.name}[{",".join(map(str, leaf.shape))}]'
+
+
+def _empty(kind: str) -> np.ndarray:
+    dtype, shape = kind.rstrip(']').split('[')
+    return np.zeros([int(n) for n in shape.split(',')], jnp.dtype(dtype))
 
 
 def _place(x: np.ndarray, leaf: Any) -> Any:
@@ -443,35 +447,34 @@ def _context() -> ocp.Context:
 
 def _save(folder: Path, leaves: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
     """Makes `folder`, an Orbax checkpoint of flat names with a seal. Zero-size leaves live in the seal."""
-    with _context():
+    with _context(), _hushed():
         ocp.save(folder, {name: x for name, x in leaves.items() if x.size})
     for mark in folder.rglob('commit_success.txt'):       # holds the machine's path and nothing else
         mark.unlink()
-    files = {str(p.relative_to(folder)): [p.stat().st_size, _sha256(p)]
-             for p in sorted(folder.rglob('*')) if p.is_file()}
-    shapes = {name: [x.dtype.name, list(x.shape)] for name, x in leaves.items()}
-    write_json(folder / SEAL, {**note, 'leaves': shapes, 'files': files})
+    files = {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob('*')) if p.is_file()}
+    kinds = {name: _kind(x) for name, x in leaves.items()}
+    write_json(folder / SEAL, {**note, 'leaves': kinds, 'files': files})
 
 
 def _load(folder: Path) -> dict[str, np.ndarray]:
     """The leaves of a folder whose seal was checked."""
     with _context():
         leaves = ocp.load(folder)
-    shapes = _sealed(folder, check=False)['leaves']
-    return leaves | {name: np.zeros(shape, jnp.dtype(d)) for name, (d, shape) in shapes.items() if 0 in shape}
+    kinds = _sealed(folder, check=False)['leaves']
+    return leaves | {name: _empty(kind) for name, kind in kinds.items() if name not in leaves}
 
 
 def _sealed(folder: Path, check: bool = True) -> dict[str, Any]:
     """The seal of `folder`; with `check`, raises ValueError naming the first file that is not as sealed."""
     seal = read_json(folder / SEAL)
-    for name, (size, sha256) in seal['files'].items() if check else ():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise ValueError(f'{path}: damaged: found {"no file" if found is None else f"{found} bytes"}, '
-                             f'expected {size} bytes')
-        if _sha256(path) != sha256:
-            raise ValueError(f'{path}: damaged: its bytes were changed after it was written')
+    if not isinstance(seal, dict) or not {'leaves', 'files'} <= set(seal):
+        raise ValueError(f"{folder / SEAL}: no fields 'leaves' and 'files', "
+                         'so this is not the seal of a checkpoint')
+    for name, sha256 in seal['files'].items() if check else ():
+        if not (folder / name).is_file():
+            raise ValueError(f'{folder / name}: damaged checkpoint: the file is missing')
+        if _sha256(folder / name) != sha256:
+            raise ValueError(f'{folder / name}: damaged checkpoint: not the bytes that were written')
     return seal
 
 
@@ -483,14 +486,15 @@ def _sha256(path: Path) -> str:
 def _mark(folder: Path) -> dict[str, Any] | None:
     """What run.json says; None where the folder is new. Raises ValueError where it is somebody else's."""
     if not (folder / 'run.json').exists():
-        others = [p.name for p in folder.iterdir() if not p.name.startswith('.')] if folder.exists() else []
-        if others:
-            raise ValueError(f'{folder}: found {sorted(others)[:5]} and no run.json, so this folder belongs to '
+        names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        if any(not name.startswith('.') for name in names):
+            raise ValueError(f'{folder}: found {names[:5]} and no run.json, so this folder belongs to '
                              'something else; choose another workdir, nothing was changed')
         return None
     mark = read_json(folder / 'run.json')
     if not isinstance(mark, dict) or mark.get('format') != RUN_FORMAT:
-        raise ValueError(f"{folder / 'run.json'}: found {mark}, expected the field 'format' to be {RUN_FORMAT!r}")
+        raise ValueError(f"{folder / 'run.json'}: found {mark}, expected the field 'format' "
+                         f'to be {RUN_FORMAT!r}')
     return mark
 
 
@@ -509,6 +513,24 @@ def _remove(folder: Path, pattern: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _reason(fault: BaseException) -> str:
-    """The first line that a person can act on; storage libraries wrap it in pages of settings."""
-    return f'{type(fault).__name__}: {str(fault)[:2000]}'
+def _failure(what: str, fault: Exception, after: str) -> OSError:
+    """An OSError with the system's error number, where there is one in the pages that storage wraps it in."""
+    code = getattr(fault, 'errno', None) or next(iter(re.findall(r"os_error_code='?(\d+)", str(fault))), None)
+    if code is None:
+        return OSError(f'{what}: {type(fault).__name__}: {str(fault)[:500]}; {after}')
+    return OSError(int(code), f'{what}: {os.strerror(int(code))}; {after}')
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Drops what Orbax logs: of an error that it raises as well it logs a trace from every thread."""
+    logger = logging.getLogger('absl')
+
+    def keep(record):
+        return 'orbax' not in record.pathname
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

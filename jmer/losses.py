@@ -111,19 +111,18 @@ def ccc(values: Scores, label: Label) -> Term:
     devices) the total is the mean of the parts' values and not the value of the whole.
     """
     values, y = _under_mask(values, label)
-    values, y = (a.reshape(-1, a.shape[-1]) for a in (values, y))
-    mask = label.mask.reshape(-1, 1)
-    count = mask.sum()
+    x, y = (a.reshape(-1, a.shape[-1]) for a in (values, y))
+    mask = jnp.asarray(label.mask).reshape(-1, 1)
+    items = mask.sum(dtype=x.dtype)
 
     def mean(a):
-        return jnp.where(mask, a, 0).sum(0, keepdims=True) / jnp.maximum(count, 1)
+        return jnp.where(mask, a, 0).sum(0, keepdims=True) / jnp.maximum(items, 1)
 
-    gap = mean(values) - mean(y)
-    x, y = values - mean(values), y - mean(y)
+    gap = mean(x) - mean(y)
+    x, y = x - mean(x), y - mean(y)
     spread = mean(x * x) + mean(y * y) + gap * gap
     coefficient = 2 * mean(x * y) / jnp.where(spread > 0, spread, 1)
-    weight = count.astype(values.dtype)
-    return Term(jnp.where(count > 0, 1 - coefficient.mean(), 0), weight)
+    return Term(jnp.where(items > 0, 1 - coefficient.mean(), 0), items)
 
 
 def kl(logits: Scores, label: Label) -> Term:

@@ -23,6 +23,7 @@ Where conventions differ, the convention is part of the name:
                   mosei_weighted_accuracy  mean over labels of (tp n / p + tn) / 2n with p positives
                                       and n negatives; labels that have none of either left out
                   mosei_weighted_f1   mean over labels of weighted F1, present against absent
+                  bce                 binary cross entropy in nats, mean over labels
     regression    mae, rmse, pearson, ccc  mean over dimensions; CCC with moments divided by n
     sentiment     those, and
                   acc2_has0, weighted_f1_has0   >= 0 against < 0 (papers before 2019)
@@ -70,13 +71,14 @@ class ClassSums(NamedTuple):
 
 
 class MultilabelSums(NamedTuple):
-    """items: their number, []. exact: those with all labels right, [].
+    """items: their number, []. exact: those with all labels right, []. bce: sum over items, [].
 
     confusion: counts for each label, truth (absent, present) by prediction, [c 2 2].
     """
 
     items: Int[Array, '']
     exact: Int[Array, '']
+    bce: Float[Array, '']
     confusion: Int[Array, 'c 2 2']
 
 
@@ -217,6 +219,7 @@ def multilabel_sums(logits: Scores, label: Label) -> MultilabelSums:
     return MultilabelSums(
         items=_count(mask),
         exact=_count((truth == said).all(-1) & mask),
+        bce=jnp.where(mask, (jax.nn.softplus(logits) - y * logits).mean(-1), 0).sum(),
         confusion=_crossed(present, jnp.stack([~said, said], -1)),
     )
 
@@ -235,6 +238,7 @@ def multilabel_metrics(state: MultilabelSums) -> dict[str, float]:
             'macro_f1': each['f1'].mean() if state.items else np.nan,
             'mosei_weighted_accuracy': _mean(each['weighted_accuracy'][both]),
             'mosei_weighted_f1': each['weighted_f1'].mean(),
+            'bce': _ratio(state.bce, state.items),
         }
     )
 
@@ -352,6 +356,8 @@ def mean_average_precision(
 
 
 def _average_precision(scores, truth):
+    if np.isnan(scores).any():
+        return np.nan
     order = np.argsort(-scores, kind='stable')
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     hits = np.cumsum(truth[order])[ends]
@@ -364,7 +370,7 @@ def recall_at(scores: Float[np.ndarray, 'q n'], match: Int[np.ndarray, 'q'], k: 
     A candidate that ties with the match counts as better, so that a constant scorer gains nothing.
     """
     own = np.take_along_axis(scores, match[:, None], 1)
-    return float(_mean((scores >= own).sum(1) <= k))
+    return float(_mean((~(scores < own)).sum(1) <= k))  # so that NaN, too, gains nothing
 
 
 def _rows(scores, label: Label) -> tuple[Array, Array, Array]:

@@ -145,10 +145,11 @@ def start_processes(coordinator: str | None = None, count: int | None = None,
     All None: found out from the cluster (Slurm, Open MPI, Cloud TPU). On CPU the processes talk by gloo.
     Raises ValueError where only some are given or they do not fit together.
     """
-    given = (coordinator, count, index)
-    if any(x is None for x in given) and any(x is not None for x in given):
-        raise ValueError(f'coordinator, count, index: found {given}, expected all of them or none')
-    if count is not None and not 0 <= index < count:
+    if coordinator is None or count is None or index is None:
+        if not coordinator is count is index is None:
+            raise ValueError(f'coordinator, count, index: found {coordinator}, {count}, {index}, '
+                             'expected all of them or none')
+    elif not 0 <= index < count:
         raise ValueError(f'index: found {index}, expected 0 to {count - 1}, the count being {count}')
     jax.distributed.initialize(coordinator, count, index)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jmer.data.corpus import Item
 from jmer.data.synthetic import Law, summary, templates, transition
@@ -38,9 +38,9 @@ def posterior(
         the whole dialogue. An utterance stands alone: it takes 'none' only.
     speakers: whether it is seen who speaks. If not, the turn taking is summed over as well, and so is
         the number of speakers.
-    fusion: 'late' multiplies what the streams say one by one, as if sarcasm did not tie text to audio.
-        That is no posterior of the law, but the best that a sum of the streams' own verdicts would be
-        if each stream were judged by itself.
+    fusion: 'late' multiplies the posteriors of the single streams, as if sarcasm did not tie the text to
+        the tone of voice. That is *not* the posterior of the law, but what perfect unimodal models come
+        to when their verdicts are added up; what it loses is what there is to gain from fusion proper.
     """
     items = tuple(items)
     names = [channel.name for channel in law.channels]
@@ -49,8 +49,9 @@ def posterior(
         raise ValueError(f'streams: found {wanted}, expected some of {names}')
     if context not in CONTEXTS:
         raise ValueError(f'context: found {context!r}, expected one of {CONTEXTS}')
-    shapes = templates(law)
-    evidence = [_evidence(law, shapes, item, wanted, fusion) for item in items]
+    if not items:
+        return ()
+    evidence = _evidence(law, items, wanted, fusion)
     if context == 'none':
         found = [np.log(law.prior) + e for e in evidence]
     else:
@@ -67,8 +68,7 @@ def ceiling(
     streams: Sequence[str] | None = None,
     context: Context = 'none',
     speakers: bool = True,
-    fusion: Literal['joint', 'late'] = 'joint',
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """How well the Bayes classifier does on these items; the arguments are those of `posterior`.
 
     expected: its mean probability of being right, which is the mean of the largest posterior. Under the
@@ -80,10 +80,10 @@ def ceiling(
     n: labelled turns.
     """
     items = tuple(items)
-    found = posterior(law, items, streams, context, speakers, fusion)
+    found = posterior(law, items, streams, context, speakers)
     p = np.concatenate([np.atleast_2d(f) for f in found])
     label = np.concatenate([np.atleast_1d(item.labels['emotion']) for item in items])
-    group = np.concatenate([[item.group] * len(np.atleast_2d(f)) for item, f in zip(items, found, strict=True)])
+    group = np.repeat([item.group for item in items], [len(np.atleast_2d(f)) for f in found])
     p, label, group = p[label >= 0], label[label >= 0], group[label >= 0]
     decided = p.argmax(-1)
     right = (decided == label).astype(np.float64)
@@ -103,7 +103,7 @@ def ceiling(
 
 def ceilings(
     law: Law, items: Iterable[Item], contexts: Sequence[Context] | None = None, speakers: bool = True
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, int | float]]]:
     """`ceiling` of every subset of the streams ('text', 'text+audio', ...) in every context.
 
     contexts: None means all for dialogues and 'none' for utterances.
@@ -170,20 +170,33 @@ def log_likelihood(
 
 
 def _evidence(
-    law: Law, shapes: dict[str, np.ndarray], item: Item, streams: Sequence[str], fusion: str
-) -> Float[np.ndarray, 'u c']:
-    """log p(streams of a turn | emotion), sarcasm and noise summed over; 0 where nothing is seen."""
-    turns = 1 if item.speakers is None else len(item.speakers)
-    seen = [
-        np.where(present[:, None, None], log_likelihood(law, shapes[name], vectors), 0.0)
-        for name in streams
-        if name in item.streams
-        for vectors, present in [_vectors(law, item, name, shapes[name])]
-    ]
-    joint = np.zeros((turns, 2, len(law.emotions)))
+    law: Law, items: Sequence[Item], streams: Sequence[str], fusion: str
+) -> list[Float[np.ndarray, '_ c']]:
+    """log p(streams of a turn | emotion), [u c] an item; sarcasm and noise are summed over."""
+    shapes = templates(law)
+    counts = [1 if item.speakers is None else len(item.speakers) for item in items]
+    unseen = np.zeros((sum(counts), 2, len(law.emotions)))
+    seen = [_stream_evidence(law, shapes[name], items, counts, name) for name in streams]
     if fusion == 'late':
-        return sum((_over_sarcasm(law, joint + s) for s in seen), joint[:, 0])
-    return _over_sarcasm(law, sum(seen, joint))
+        found = sum((_over_sarcasm(law, stream) for stream in seen), unseen[:, 0])
+    else:
+        found = _over_sarcasm(law, sum(seen, unseen))
+    return np.split(found, np.cumsum(counts)[:-1])
+
+
+def _stream_evidence(
+    law: Law, shape: Float[np.ndarray, '2 c j d'], items: Sequence[Item], counts: list[int], name: str
+) -> Float[np.ndarray, 'n 2 c']:
+    """log p(stream | literal or sarcastic, emotion) of all turns of all items; 0 where it is missing."""
+    ends = np.cumsum(counts)
+    vectors = np.zeros((ends[-1], shape[0, 0].size + 2))
+    present = np.zeros(ends[-1], bool)
+    for item, start, end in zip(items, ends - counts, ends, strict=True):
+        if name in item.streams:
+            vectors[start:end], present[start:end] = _vectors(law, item, name, shape)
+    found = np.zeros((ends[-1], *shape.shape[:2]))
+    found[present] = log_likelihood(law, shape, vectors[present])
+    return found
 
 
 def _over_sarcasm(law: Law, joint: Float[np.ndarray, 'u 2 c']) -> Float[np.ndarray, 'u c']:
@@ -192,7 +205,7 @@ def _over_sarcasm(law: Law, joint: Float[np.ndarray, 'u 2 c']) -> Float[np.ndarr
 
 def _vectors(
     law: Law, item: Item, name: str, shape: np.ndarray
-) -> tuple[Float[np.ndarray, 'u n'], np.ndarray]:
+) -> tuple[Float[np.ndarray, 'u n'] | Float[np.ndarray, 'n'] | float, Bool[np.ndarray, 'u'] | bool]:
     """The summaries of one stream and which of them are present, from either layout."""
     x = item.streams[name]
     present = item.masks.get(name, np.ones(x.shape[:-1], bool))
@@ -201,11 +214,10 @@ def _vectors(
     if x.ndim != 2 or x.shape[-1] != expected:
         raise ValueError(f'{item.id}: stream {name}: found shape {x.shape}, expected [steps, {expected}]')
     if item.speakers is not None:
-        # A masked turn may hold anything; a harmless summary keeps the logarithms quiet.
-        return np.where(present[:, None], x, np.log(j + 1.0)), present
-    if not present.all() and present.any():
+        return x, present
+    if present.any() != present.all():
         raise ValueError(f'{item.id}: mask of {name}: found single steps missing, expected all or none')
-    return summary(law, x)[None], present[:1]
+    return (summary(law, x), True) if present.any() else (0.0, False)
 
 
 # The turns of one dialogue
@@ -297,15 +309,16 @@ def _in_context(
             raise ValueError(f'{item.id}: context {context!r} needs dialogues, found an utterance')
     found: list[np.ndarray] = [np.zeros(0)] * len(items)
     moves, prior = transition(law), np.array(law.prior)
-    sizes = [max(2, len(set(item.speakers))) if speakers else 0 for item in items]
+    ranks = [_known_ranks(np.asarray(item.speakers)) for item in items]
+    sizes = [r.shape[1] if speakers else 0 for r in ranks]
     for size in set(sizes):
         members = [i for i, s in enumerate(sizes) if s == size]
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]
-            padded = _pad([evidence[i] for i in chunk])
+            padded = _pad([evidence[i] for i in chunk], np.zeros_like(prior))
             if speakers:
-                turns = [_known_ranks(items[i].speakers, size) for i in chunk]
-                both = forward_backward(padded, prior, moves, _pad(turns, rank=0))
+                keep = np.where(np.arange(size) == 0, 0.0, -np.inf)
+                both = forward_backward(padded, prior, moves, _pad([ranks[i] for i in chunk], keep))
             else:
                 both = _over_crowds(law, padded, prior, moves)
             for row, i in enumerate(chunk):
@@ -327,11 +340,13 @@ def _over_crowds(
     return online, offline
 
 
-def _known_ranks(speakers: Int[np.ndarray, 'u'], size: int) -> Float[np.ndarray, 'u s']:
-    """Log-probabilities, 0 or -inf, of who takes the turn, as places in the order of who spoke last."""
+def _known_ranks(speakers: Int[np.ndarray, 'u']) -> Float[np.ndarray, 'u s']:
+    """Log-probabilities, 0 or -inf, of who takes the turn, as places in the order of who spoke last.
+
+    Two people at least; who says nothing in the whole dialogue tells nothing and needs no place.
+    """
     order = list(dict.fromkeys(speakers.tolist()))
-    order += [None] * (size - len(order))
-    ranks = np.full((len(speakers), size), -np.inf)
+    ranks = np.full((len(speakers), max(2, len(order))), -np.inf)
     for u, speaker in enumerate(speakers.tolist()):
         rank = order.index(speaker)
         order.insert(0, order.pop(rank))
@@ -350,13 +365,11 @@ def _unknown_ranks(law: Law, size: int, shape: tuple[int, int]) -> Float[np.ndar
 # Small things
 
 
-def _pad(parts: Sequence[np.ndarray], rank: int | None = None) -> np.ndarray:
-    """Stacks [u c] of different u. Zeros say nothing of an emotion; for ranks, the first keeps the floor."""
-    longest = max(len(p) for p in parts)
-    padded = np.zeros((len(parts), longest, parts[0].shape[1]))
-    if rank is not None:
-        padded[:] = -np.inf
-        padded[..., rank] = 0.0
+def _pad(
+    parts: Sequence[Float[np.ndarray, '_ c']], blank: Float[np.ndarray, 'c']
+) -> Float[np.ndarray, 'n u c']:
+    """Stacks dialogues of different length; the turns beyond their ends are `blank`."""
+    padded = np.tile(blank, (len(parts), max(map(len, parts)), 1))
     for row, part in zip(padded, parts, strict=True):
         row[: len(part)] = part
     return padded

@@ -1,4 +1,4 @@
-"""What every TFDS builder of jmer shares: a corpus's `source` module, written as records and read back.
+"""What every TFDS builder of jmer shares: a corpus's `source`, written as records and read back.
 
 This module imports TensorFlow; `jmer.data.load` imports it when it is needed.
 """

@@ -1,4 +1,4 @@
-"""A corpus folder on disk: what lies in it, and its csv and npz files read with errors that name the place.
+"""A corpus folder on disk: what lies in it, and its csv and npz files read with errors that say where.
 
 Readers of corpora report through two callables: `fault` for what makes a corpus unusable, `note`
 for what its user should know. Loading refuses at the first fault; `jmer data check` collects them
@@ -27,7 +27,7 @@ def ignore(message: str) -> None:
 
 
 def present(root: Path, tree: str) -> None:
-    """Raises FileNotFoundError, showing the tree that was expected, where a folder is missing or empty."""
+    """Raises FileNotFoundError, showing the expected tree, where a folder is missing or empty."""
     if not root.is_dir():
         raise missing(root, 'there is no such folder', tree)
     if not files(root):
@@ -52,10 +52,11 @@ def files(root: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Some arrays of an npz file. Raises ValueError where one is not there or is not of plain numbers."""
+def arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Some arrays of an npz file, or all. Raises ValueError where one is absent or holds Python objects."""
     try:
         with np.load(path, allow_pickle=False) as archive:
+            names = archive.files if names is None else names
             lacking = [name for name in names if name not in archive.files]
             if lacking:
                 raise ValueError(f'it lacks {", ".join(lacking)}; found {", ".join(archive.files)}')
@@ -85,6 +86,7 @@ def table(
                     fields = zip(header, row, strict=True)
                     yield reader.line_num, {name: field.strip() for name, field in fields}
                 elif row:
-                    fault(f'{path}: line {reader.line_num}: found {len(row)} fields, expected {len(header)}')
+                    fault(f'{path}: line {reader.line_num}: found {len(row)} fields, '
+                          f'expected {len(header)}')
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f'{path}: cannot be read as csv in UTF-8: {error}') from error

@@ -18,28 +18,30 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
+import numpy as np
 from rich.console import Console
 
 from jmer.data import folder
 from jmer.data.corpus import Corpus, Spec, validate
 
-TOY = 'toy'
+TOYS: dict[str, Literal['utterance', 'dialogue']] = {'toy': 'utterance', 'toy-dialogue': 'dialogue'}
 
 
 def names() -> list[str]:
-    """The corpora that `load` knows: the toy, and every folder here that holds a builder."""
+    """The corpora that `load` knows: the toys, and every folder here that holds a builder."""
     found = Path(__file__).parent.glob('*/*_dataset_builder.py')
-    return [TOY, *sorted(path.parent.name for path in found)]
+    return [*TOYS, *sorted(path.parent.name for path in found)]
 
 
 def source(name: str) -> ModuleType:
     """The module that reads a corpus from its owners' files; it does not import TensorFlow."""
-    if name not in names() or name == TOY:
-        raise ValueError(f'there is no corpus {name!r} in a folder; known: {", ".join(names())}')
+    if name not in names() or name in TOYS:
+        raise ValueError(f'no corpus is called {name!r}; known: {", ".join(names())}')
     return importlib.import_module(f'jmer.data.{name}.source')
 
 
@@ -48,7 +50,7 @@ def load(
 ) -> Corpus:
     """A corpus in memory, validated, its items sorted by id.
 
-    name: see `names`. data_dir: the folder that its owners' files are in; the toy needs none.
+    name: see `names`. data_dir: the folder that its owners' files are in; the toys need none.
     streams: those to keep, all if None.
 
     Raises ValueError for an unknown corpus or stream, a file that is not as expected (naming file,
@@ -56,9 +58,9 @@ def load(
     tree that was expected, if the folder does not hold the corpus. Warns of a stream asked for that
     no item has.
     """
-    if name == TOY:
+    if name in TOYS:
         from jmer.data import synthetic
-        corpus = synthetic.corpus()
+        corpus = synthetic.corpus(layout=TOYS[name])
     else:
         corpus = _read(source(name), data_dir)
     validate(corpus)
@@ -77,15 +79,18 @@ def select(corpus: Corpus, streams: Sequence[str]) -> Corpus:
             raise ValueError(f'{complaint}; found: {", ".join(sorted(held)) or "none"}')
         warnings.warn(f'{complaint}; it counts as missing', stacklevel=3)
     return Corpus(narrow, tuple(
-        item._replace(streams={name: item.streams[name] for name in streams if name in item.streams},
-                      masks={name: item.masks[name] for name in streams if name in item.masks})
+        item._replace(streams=_some(item.streams, streams), masks=_some(item.masks, streams))
         for item in items))
+
+
+def _some(found: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: found[name] for name in names if name in found}
 
 
 def _read(module: ModuleType, data_dir: str | os.PathLike | None) -> Corpus:
     name = module.SPEC.name
     if data_dir is None:
-        raise ValueError(f'{name} is read from a folder, and none was given. Expected:\n{module.TREE}')
+        raise ValueError(f'{name} is read from a folder, and none was given: {module.TREE}')
     root = Path(data_dir).expanduser().resolve()
     folder.present(root, module.TREE)
     key = f'{module.SPEC.version}-{fingerprint(module, root)}'
@@ -120,7 +125,8 @@ def _prepared(name: str, root: Path, copy: Path):
         copy.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f'{copy.name}.draft-', dir=copy.parent))
         try:
-            with Console(stderr=True).status(f'Preparing {name} from {root} (once; kept in {copy})'):
+            message = f'Preparing {name} from {root} (once; kept in {copy})'
+            with Console(stderr=True).status(message):
                 _prepare(builder, root, draft)
             _publish(draft, copy)
         finally:
@@ -140,7 +146,7 @@ def _prepare(builder, root: Path, draft: Path) -> None:
 
 
 def _publish(draft: Path, copy: Path) -> None:
-    """Gives a finished draft its name, unless another process was faster: then theirs is as good."""
+    """Gives a finished draft its name; if another process was faster, its copy is as good."""
     try:
         draft.rename(copy)
     except OSError:
@@ -149,9 +155,9 @@ def _publish(draft: Path, copy: Path) -> None:
 
 
 def _quiet_tensorflow() -> None:
-    """Imports TensorFlow without its chatter, and keeps it off the accelerators, which are JAX's."""
+    """Imports TensorFlow without its chatter and keeps it off the accelerators: they are JAX's."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')   # we only read records; it logs that it is on
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')   # it logs that it is on, in vain here
     import tensorflow as tf
     import tensorflow_datasets as tfds
 

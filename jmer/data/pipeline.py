@@ -2,25 +2,30 @@
 
 Nothing is saved to resume: batch number `step` of a run is the same whenever and wherever it is asked for.
 Items are sorted by length into buckets; every batch comes from one bucket and has that bucket's shape, so
-a run compiles as many programs as there are buckets and pads little. A batch that a bucket cannot fill is
+a run compiles as many programs as there are buckets and pads little. The padded arrays are kept, which
+makes a batch a choice of rows; a corpus therefore has to fit in memory. A batch that a bucket cannot fill is
 completed with rows that are not present.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jmer.data.corpus import Item, Spec, Target
 from jmer.types import Batch, Label, Stream
 
 
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """Items of similar length, and the steps every stream of theirs is padded to."""
+class Bucket(NamedTuple):
+    """Items of similar length, padded to one shape once and for all.
 
-    members: tuple[int, ...]
-    steps: dict[str, tuple[int, ...]]
+    members: their indices among the items. batch: all of them; training picks rows of it.
+    """
+
+    members: np.ndarray
+    batch: Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +35,14 @@ class Pipeline:
     Attributes:
         items: what the batches are made of.
         spec: what the numbers mean.
-        streams: names of the streams that go into a batch.
         target: name of the target, or None for batches without labels.
         batch_size: items in a batch over all processes.
-        buckets: shapes of the whole.
+        buckets: the items by length, see `Bucket`.
         process: (index, count): this process gets its share of the rows of every batch.
     """
 
     items: tuple[Item, ...]
     spec: Spec
-    streams: tuple[str, ...]
     target: str | None
     batch_size: int
     buckets: tuple[Bucket, ...]
@@ -58,25 +61,31 @@ class Pipeline:
     def sweep(self) -> Iterator[tuple[list[int], Batch]]:
         """All items once, in their buckets' order: their indices in `items`, and the batch."""
         for bucket, rows in self._plan(None):
-            yield rows, self._batch(bucket, rows)
+            yield bucket.members[rows].tolist(), self._batch(bucket, rows)
 
-    def _plan(self, rng: np.random.Generator | None) -> list[tuple[Bucket, list[int]]]:
-        """The batches of one epoch: in order, or shuffled within and across buckets."""
+    def _plan(self, rng: np.random.Generator | None) -> list[tuple[Bucket, np.ndarray]]:
+        """The batches of one epoch, rows of buckets: in order, or shuffled within and across buckets."""
         batches = []
         for bucket in self.buckets:
-            order = np.asarray(bucket.members)
-            if rng is not None:
-                order = rng.permutation(order)
-            batches += [(bucket, order[k:k + self.batch_size].tolist())
-                        for k in range(0, len(order), self.batch_size)]
+            count = len(bucket.members)
+            order = np.arange(count) if rng is None else rng.permutation(count)
+            batches += [(bucket, order[k:k + self.batch_size]) for k in range(0, count, self.batch_size)]
         return batches if rng is None else [batches[k] for k in rng.permutation(len(batches))]
 
-    def _batch(self, bucket: Bucket, rows: Sequence[int]) -> Batch:
+    def _batch(self, bucket: Bucket, rows: np.ndarray) -> Batch:
+        """This process's share of these rows; rows that are lacking are not present."""
         index, count = self.process
         size = self.batch_size // count
-        items = [self.items[k] for k in rows][index * size:(index + 1) * size]
-        target = self.spec.target(self.target) if self.target else None
-        return make_batch(items, self.spec, self.streams, target, bucket.steps, size)
+        share = rows[index * size:(index + 1) * size]
+
+        def pick(x):
+            if len(share) == size:
+                return x[share]
+            padded = np.zeros((size, *x.shape[1:]), x.dtype)
+            padded[:len(share)] = x[share]
+            return padded
+
+        return jax.tree.map(pick, bucket.batch)
 
 
 def pipeline(
@@ -88,35 +97,34 @@ def pipeline(
     buckets: int = 1,
     process: tuple[int, int] = (0, 1),
 ) -> Pipeline:
-    """A pipeline over items. Raises ValueError for no items, or a batch that processes cannot share."""
+    """A pipeline over items. Raises ValueError for no items, or a batch that processes cannot share.
+
+    buckets: shapes of the whole; items are sorted by their total steps and cut into so many equal parts.
+    """
     if not items:
         raise ValueError(f'{spec.name}: there are no items to make batches of')
     if batch_size % process[1]:
         raise ValueError(f'a batch of {batch_size} cannot be shared by {process[1]} processes')
-    for name in streams:
-        spec.stream(name)
-    return Pipeline(tuple(items), spec, tuple(streams), target, batch_size,
-                    tuple(make_buckets(items, spec, streams, buckets)), process)
-
-
-def make_buckets(
-    items: Sequence[Item], spec: Spec, streams: Sequence[str], count: int
-) -> list[Bucket]:
-    """Sorts items by their total steps into `count` buckets of equal size."""
+    known = spec.target(target) if target else None
     lengths = [sum(np.prod(item.streams[s].shape[:-1]) for s in streams if s in item.streams)
                for item in items]
-    order = np.argsort(lengths, kind='stable')
-    return [Bucket(tuple(part.tolist()), _common_steps([items[k] for k in part], spec, streams))
-            for part in np.array_split(order, min(count, len(items)))]
+    parts = np.array_split(np.argsort(lengths, kind='stable'), min(buckets, len(items)))
+    made = []
+    for part in parts:
+        members = [items[k] for k in part]
+        steps = common_steps(members, spec, streams)
+        made.append(Bucket(part, make_batch(members, spec, known, steps)))
+    return Pipeline(tuple(items), spec, target, batch_size, tuple(made), process)
 
 
-def _common_steps(
+def common_steps(
     items: Sequence[Item], spec: Spec, streams: Sequence[str]
 ) -> dict[str, tuple[int, ...]]:
     """The steps that hold every one of these items, by stream: (t,), (u,) or (u, t); at least one."""
     turns = max((len(item.speakers) for item in items if item.speakers is not None), default=0)
     steps = {}
     for name in streams:
+        spec.stream(name)
         shapes = [item.streams[name].shape[:-1] for item in items if name in item.streams]
         longest = tuple(max(n) for n in zip(*shapes, strict=True)) if shapes else (1,)
         if spec.layout == 'dialogue':
@@ -126,15 +134,10 @@ def _common_steps(
 
 
 def make_batch(
-    items: Sequence[Item],
-    spec: Spec,
-    streams: Sequence[str],
-    target: Target | None,
-    steps: dict[str, tuple[int, ...]],
-    size: int,
+    items: Sequence[Item], spec: Spec, target: Target | None, steps: dict[str, tuple[int, ...]]
 ) -> Batch:
-    """Pads and stacks items to `size` rows; the last rows are not present if items are fewer."""
-    dialogue = spec.layout == 'dialogue'
+    """Pads and stacks items; `steps` names the streams and the steps that each is padded to."""
+    dialogue, size = spec.layout == 'dialogue', len(items)
     turns = next(iter(steps.values()))[0]
     lead = (size, turns) if dialogue else (size,)
     present = np.zeros(lead, bool)
@@ -145,8 +148,8 @@ def make_batch(
         else:
             present[row, :len(item.speakers)] = True
             speakers[row, :len(item.speakers)] = item.speakers
-    padded = {name: _pad_stream(items, name, spec.stream(name).width, steps[name], size)
-              for name in streams}
+    padded = {name: _pad_stream(items, name, spec.stream(name).width, n, size)
+              for name, n in steps.items()}
     labels = {target.name: _pad_label(items, target, lead)} if target else {}
     return Batch(padded, present, labels, speakers)
 

@@ -86,13 +86,13 @@ class Law:
     missing: float = 0.1
     noisy: float = 0.15
     clamour: float = 2.5
-    noise: float = 1.0
+    noise: float = 1.2
     offset: float = 0.3
     courses: tuple[float, ...] = (0.5, 0.3, 0.2)
     templates: int = 0
     channels: tuple[Channel, ...] = (
-        Channel('text', 16, 2.5, valence=0.9, arousal=0.2, identity=0.6, ironic=True),
-        Channel('audio', 12, 10.0, valence=0.1, arousal=0.5, identity=0.25, tone=0.5),
+        Channel('text', 16, 2.5, valence=0.9, arousal=0.2, identity=0.7, ironic=True),
+        Channel('audio', 12, 10.0, valence=0.1, arousal=0.5, identity=0.25, tone=0.8),
         Channel('vision', 10, 5.0, valence=0.4, arousal=0.3, identity=0.35),
     )
 
@@ -132,7 +132,7 @@ def _require(holds: bool, field: str, found: object, expected: str) -> None:
 
 
 def corpus(
-    law: Law = Law(),  # noqa: B008, it is frozen
+    law: Law = Law(),
     seed: int = 0,
     layout: Layout = 'utterance',
     dialogues: tuple[int, int, int] = (400, 80, 200),
@@ -267,6 +267,8 @@ def summary(law: Law, x: Float[np.ndarray, 't d']) -> Float[np.ndarray, 'n']:
     steps, and the logarithm of the root mean square of what the courses leave.
     """
     steps, width = x.shape
+    if steps <= len(law.courses):
+        raise ValueError(f'summary: found {steps} steps, expected more than {len(law.courses)}')
     basis = course_basis(steps, len(law.courses))
     x = x.astype(np.float64)
     coefficients = basis.T @ x / steps
@@ -365,7 +367,9 @@ def _utterances(law: Law, part: str, number: int, drawn: _Drawn) -> Sequence[Ite
             group=dialogue,
             part=part,
             streams={
-                c.name: drawn.streams[c.name][u] for i, c in enumerate(law.channels) if not drawn.missing[u, i]
+                c.name: drawn.streams[c.name][u]
+                for i, c in enumerate(law.channels)
+                if not drawn.missing[u, i]
             },
             labels={'emotion': np.array(drawn.emotions[u])},
             attributes={

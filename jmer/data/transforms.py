@@ -47,12 +47,6 @@ def standardise(item: Item, moments: Mapping[str, Moments]) -> Item:
     return item._replace(streams=streams)
 
 
-def select(item: Item, names: Sequence[str]) -> Item:
-    """The item with these streams only."""
-    return item._replace(streams={n: x for n, x in item.streams.items() if n in names},
-                         masks={n: m for n, m in item.masks.items() if n in names})
-
-
 def pool_steps(item: Item, factors: Mapping[str, int]) -> Item:
     """Averages runs of `factors[name]` steps of a stream into one: 100 frames a second to 10, by 10.
 

@@ -130,6 +130,7 @@ class Encoder(nn.Module):
             source = (k, v)
         x = self._embed(x, keys[0])
 
+        @jax.checkpoint
         def step(x, layer):
             return self._layer(*layer, x, source, seen), None
 

@@ -13,6 +13,12 @@ from jmer.data.pipeline import Pipeline
 from jmer.types import Batch, Output, Variables
 
 
+def metric_of(target: Target) -> metrics.Metric:
+    """The metrics of a target; a single value called sentiment brings the MOSI suite with it."""
+    sentiment = target.name == 'sentiment' and target.kind == 'regression' and len(target.names) == 1
+    return metrics.for_target(target.kind, len(target.names), sentiment=sentiment)
+
+
 class Prediction(NamedTuple):
     """What a model says of one utterance or turn.
 
@@ -39,11 +45,11 @@ def probabilities(logits: jax.Array, kind: str) -> jax.Array:
 
 def make_predict(model: nn.Module, target: Target) -> Callable[[Variables, Batch], tuple[Any, Any]]:
     """A function of (variables, batch) that gives the scores and, with labels, the metric sums."""
-    sums, _ = metrics.for_target(target.kind, len(target.names))
+    sums = metric_of(target).sums
 
     def run(variables, batch):
         logits = predict(model, variables, batch).logits
-        measured = sums(logits, batch.labels[target.name]) if batch.labels else None
+        measured = sums(logits, batch.labels[target.name]) if batch.labels else {}
         return probabilities(logits, target.kind), measured
 
     return run
@@ -68,9 +74,8 @@ def evaluate(
     predictions = [p for index in sorted(found) for p in found[index]]
     if pipeline.target is None:
         return {}, predictions
-    target = pipeline.spec.target(pipeline.target)
-    _, compute = metrics.for_target(target.kind, len(target.names))
-    return compute(metrics.merge(states)), predictions
+    compute = metric_of(pipeline.spec.target(pipeline.target)).compute
+    return compute(metrics.total(states)), predictions
 
 
 def item_predictions(item: Item, scores: np.ndarray, target: str | None) -> list[Prediction]:

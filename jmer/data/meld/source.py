@@ -1,4 +1,4 @@
-"""MELD as text: the three csv files of its owners, and a sentence embedding of every row beside them.
+"""MELD as text: the three csv files of its owners, and a sentence embedding of every row.
 
 An item is a dialogue. Dialogue numbers repeat across the parts, so that ids carry the part. Rows
 are joined to the embeddings by their order in the csv, then sorted by dialogue and utterance.
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from jmer.data import folder
 from jmer.data.corpus import Item, Spec, StreamSpec, Target
@@ -22,11 +23,11 @@ SPEC = Spec(
     name='meld',
     version='1.0.0',
     layout='dialogue',
-    streams=(StreamSpec('text', 384, about='all-MiniLM-L6-v2 sentence embedding, one vector an utterance'),),
+    streams=(StreamSpec('text', 384, about='all-MiniLM-L6-v2 embedding, one vector an utterance'),),
     targets=(Target('emotion', 'class', EMOTIONS), Target('sentiment', 'class', SENTIMENTS)),
     licence='GPL-3.0 (annotations); the clips belong to the makers of Friends',
-    citation='S. Poria, D. Hazarika, N. Majumder, G. Naik, E. Cambria and R. Mihalcea. MELD: A Multimodal '
-             'Multi-Party Dataset for Emotion Recognition in Conversations. ACL 2019.',
+    citation='S. Poria, D. Hazarika, N. Majumder, G. Naik, E. Cambria and R. Mihalcea. MELD: A '
+             'Multimodal Multi-Party Dataset for Emotion Recognition in Conversations. ACL 2019.',
     source='https://github.com/declare-lab/MELD',
 )
 
@@ -44,7 +45,7 @@ The csv files come from {SPEC.source} (data/MELD); the embeddings are those of a
 
 
 class _Turn(NamedTuple):
-    """A row of the csv; it sorts by dialogue and utterance. row: counted from 0, without the header."""
+    """A row of the csv; rows sort by dialogue and utterance. row: from 0, without the header."""
 
     dialogue: int
     utterance: int
@@ -64,7 +65,7 @@ def parts(
     if not found:
         raise folder.missing(root, 'no <part>_sent_emo.csv was found', TREE)
     if not (root / TEXT_FILE).is_file():
-        raise folder.missing(root, f'{TEXT_FILE} was not found, and without it there is no text stream', TREE)
+        raise folder.missing(root, f'{TEXT_FILE} was not found; there is no other text stream', TREE)
     for part in PARTS:
         if part not in found:
             note(f'{tables[part]}: absent')
@@ -130,11 +131,13 @@ def _code(fields, column: str, names: tuple[str, ...], place: str, fault: folder
     return -1
 
 
-def _text(path: Path, part: str, rows: int, table: Path, fault: folder.Tell) -> np.ndarray:
+def _text(
+    path: Path, part: str, rows: int, table: Path, fault: folder.Tell
+) -> Float[np.ndarray, 'rows 384']:
     text = folder.arrays(path, (part,))[part]
     if text.shape != (rows, 384):
-        raise ValueError(f'{path}: array {part}: found shape {text.shape}, expected ({rows}, 384), since '
-                         f'{table.name} has {rows} rows')
+        raise ValueError(f'{path}: array {part}: found shape {text.shape}, expected '
+                         f'({rows}, 384), since {table.name} has {rows} rows')
     for row in np.flatnonzero(~np.isfinite(text).all(axis=1)):
         fault(f'{path}: array {part}: row {row}: found NaN or infinity, expected finite numbers')
     return text.astype(np.float32)

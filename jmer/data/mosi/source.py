@@ -1,15 +1,16 @@
-"""CMU-MOSI as features of utterances in video context (Poria et al., ACL 2017): train.npz and test.npz.
+"""CMU-MOSI as features of utterances in video context (Poria et al., ACL 2017).
 
-An item is a video, its turns are the utterances. The parts are the two files and nothing else. The
-files also carry `std_split`, the usual 52/10/31 videos, and it is never read here: the networks
-behind the text and vision features were trained with the labels of the videos in train.npz, 24 of
-which are test videos of the usual split, so that figures on it would be figures on training data.
-Validation videos have to come from 'train'.
+The files are train.npz and test.npz. An item is a video, its turns are the utterances. The parts
+are the two files and nothing else. The files also carry `std_split`, the usual 52/10/31 videos, and
+it is never read here: the networks behind the text and vision features were trained with the labels
+of the videos in train.npz, 24 of which are test videos of the usual split, so that figures on it
+would be figures on training data. Validation videos have to come from 'train'.
 
 Features are as extracted, not standardised. A sentiment of zero counts as positive.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,9 @@ SPEC = Spec(
         Target('polarity', 'class', ('negative', 'positive')),
     ),
     licence='CMU-MOSI: research use; videos belong to their makers',
-    citation='A. Zadeh, R. Zellers, E. Pincus and L.-P. Morency. MOSI: Multimodal Corpus of Sentiment '
-             'Intensity. arXiv:1606.06259, 2016. Features: S. Poria et al. Context-Dependent Sentiment '
-             'Analysis in User-Generated Videos. ACL 2017.',
+    citation='A. Zadeh, R. Zellers, E. Pincus and L.-P. Morency. MOSI: Multimodal Corpus of '
+             'Sentiment Intensity. arXiv:1606.06259, 2016. Features: S. Poria et al. '
+             'Context-Dependent Sentiment Analysis in User-Generated Videos. ACL 2017.',
     source='https://github.com/declare-lab/multimodal-deep-learning',
 )
 
@@ -76,16 +77,17 @@ def _items(part: str, path: Path, fault: folder.Tell) -> Iterator[Item]:
         return
     _check_values(path, found, turns, fault)
     bounds = found['dialog_offsets']
-    for video, start, stop in zip(videos, bounds[:-1], bounds[1:], strict=True):
-        rows = slice(int(start), int(stop))
+    for video, (start, stop) in zip(videos, pairwise(bounds.tolist()), strict=True):
+        rows = slice(start, stop)
         yield Item(
             id=video,
             group=video,
             part=part,
-            streams={name: found[array][rows].astype(np.float32) for name, array in _STREAMS.items()},
+            streams={name: found[array][rows].astype(np.float32)
+                     for name, array in _STREAMS.items()},
             labels={'sentiment': found['sentiment'][rows, None].astype(np.float32),
                     'polarity': found['label2'][rows].astype(np.int32)},
-            speakers=np.zeros(rows.stop - rows.start, np.int32),
+            speakers=np.zeros(stop - start, np.int32),
             turns=tuple(turns[rows]),
         )
 
@@ -94,7 +96,7 @@ def _strings(path: Path, found: dict[str, np.ndarray], name: str) -> list[str]:
     """The strings that a file keeps as bytes and offsets."""
     text, bounds = found[f'{name}_bytes'].astype(np.uint8).tobytes(), found[f'{name}_offsets']
     _check_bounds(path, f'{name}_offsets', bounds, len(text))
-    return [text[start:stop].decode() for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [text[start:stop].decode() for start, stop in pairwise(bounds.tolist())]
 
 
 def _check_bounds(path: Path, name: str, bounds: np.ndarray, end: int) -> None:

@@ -48,15 +48,15 @@ SPEC = Spec(
     version='1.0.0',
     layout='utterance',
     streams=(
-        StreamSpec('audio', audio.BANDS, audio.FRAME_RATE, 'log-mel spectrogram, see jmer.data.audio'),
+        StreamSpec('audio', audio.BANDS, audio.FRAME_RATE, 'log-mel, see jmer.data.audio'),
         StreamSpec('whisper', 512, 5.0, 'Whisper base encoder, averaged to 5 Hz'),
         StreamSpec('egemaps', 88, 0.0, 'openSMILE eGeMAPSv02 functionals'),
         StreamSpec('vision', len(UNITS), 0.0, 'OpenFace 2 action units, averaged over the video'),
     ),
     targets=(Target('emotion', 'class', EMOTIONS),),
     licence='CC BY-NC-SA 4.0',
-    citation='S. R. Livingstone and F. A. Russo. The Ryerson Audio-Visual Database of Emotional Speech and '
-             'Song (RAVDESS). PLoS ONE 13(5): e0196391, 2018.',
+    citation='S. R. Livingstone and F. A. Russo. The Ryerson Audio-Visual Database of Emotional '
+             'Speech and Song (RAVDESS). PLoS ONE 13(5): e0196391, 2018.',
     source='https://zenodo.org/records/1188976',
 )
 
@@ -72,7 +72,7 @@ The sound comes as Audio_Speech_Actors_01-24.zip from {SPEC.source} (CC BY-NC-SA
 
 
 class Clip(NamedTuple):
-    """What the name of a sound file says. key: the name without its modality, as features are joined."""
+    """What the name of a sound file says. key: the name without its modality; features join by it."""
 
     path: Path
     key: str
@@ -93,15 +93,14 @@ def parts(
     """The items of each part that has any, read as they are asked for."""
     folder.present(root, TREE)
     clips = _clips(root, fault, note)
-    features = {
-        'whisper': _optional(_whisper, root / WHISPER_FILE, fault, note),
-        'egemaps': _optional(_egemaps, root / EGEMAPS_FILE, fault, note),
-        'vision': _optional(_units, root / UNITS_FILE, fault, note),
-    }
-    for (name, rows), file in zip(features.items(), (WHISPER_FILE, EGEMAPS_FILE, UNITS_FILE), strict=True):
-        _compare(root / file, rows, {clip.key for clip in clips}, name, note)
-    names = sorted({clip.part for clip in clips})
-    return {part: _items([clip for clip in clips if clip.part == part], features, fault) for part in names}
+    features = {}
+    for name, file, read in (('whisper', WHISPER_FILE, _whisper),
+                             ('egemaps', EGEMAPS_FILE, _egemaps),
+                             ('vision', UNITS_FILE, _units)):
+        features[name] = _optional(read, root / file, fault, note)
+        _compare(root / file, features[name], {clip.key for clip in clips}, note)
+    return {part: _items([clip for clip in clips if clip.part == part], features, fault)
+            for part in sorted({clip.part for clip in clips})}
 
 
 def _items(
@@ -141,14 +140,16 @@ def _clips(root: Path, fault: folder.Tell, note: folder.Tell) -> list[Clip]:
             note(f'{path}: ignored, the same clip was found as {clips[key].path}')
         elif _known(path, codes, fault):
             emotion, intensity, statement, repetition, actor = codes
-            clips[key] = Clip(path, key, emotion - 1, intensity - 1, statement - 1, repetition, actor)
+            clips[key] = Clip(
+                path, key, emotion - 1, intensity - 1, statement - 1, repetition, actor)
     if not clips:
         raise folder.missing(root, 'no speech clips (03-01-*.wav or .flac) were found', TREE)
     return [clips[key] for key in sorted(clips)]
 
 
 def _known(path: Path, codes: list[int], fault: folder.Tell) -> bool:
-    fields = (('emotion', len(EMOTIONS)), ('intensity', 2), ('statement', 2), ('repetition', 2), ('actor', 99))
+    fields = (('emotion', len(EMOTIONS)), ('intensity', len(INTENSITIES)),
+              ('statement', len(STATEMENTS)), ('repetition', 2), ('actor', 99))
     for (field, count), code in zip(fields, codes, strict=True):
         if not 1 <= code <= count:
             fault(f'{path}: {field} in the file name: found {code:02d}, expected 01 to {count:02d}')
@@ -157,7 +158,7 @@ def _known(path: Path, codes: list[int], fault: folder.Tell) -> bool:
 
 
 def _optional(read, path: Path, fault: folder.Tell, note: folder.Tell) -> dict[str, np.ndarray]:
-    """What an optional file holds by clip; nothing where it is absent or, which is told, unusable."""
+    """What an optional file holds, by clip; nothing where it is absent or (which is told) unusable."""
     if not path.is_file():
         note(f'{path}: absent')
         return {}
@@ -168,12 +169,14 @@ def _optional(read, path: Path, fault: folder.Tell, note: folder.Tell) -> dict[s
         return {}
 
 
-def _compare(path: Path, rows: Mapping[str, object], keys: set[str], name: str, note: folder.Tell) -> None:
-    for complaint, lacking in ((f'no {name} for the clip', keys - set(rows)),
-                               ('no sound file for the row', set(rows) - keys)):
+def _compare(
+    path: Path, rows: Mapping[str, object], keys: set[str], note: folder.Tell
+) -> None:
+    for complaint, lacking in (('it lacks clips that have a sound file', keys - set(rows)),
+                               ('it holds clips that have no sound file', set(rows) - keys)):
         if rows and lacking:
-            some = ', '.join(sorted(lacking)[:3])
-            note(f'{path}: {complaint} in {len(lacking)} cases: {some}{", ..." if len(lacking) > 3 else ""}')
+            some = ', '.join(sorted(lacking)[:3]) + (', ...' if len(lacking) > 3 else '')
+            note(f'{path}: {complaint}: {len(lacking)} ({some})')
 
 
 def _units(path: Path, fault: folder.Tell) -> dict[str, np.ndarray]:
@@ -182,7 +185,8 @@ def _units(path: Path, fault: folder.Tell) -> dict[str, np.ndarray]:
         values = [_number(fields[unit]) for unit in UNITS]
         for unit, value in zip(UNITS, values, strict=True):
             if not np.isfinite(value):
-                fault(f'{path}: line {line}: column {unit}: found {fields[unit]!r}, expected a number')
+                fault(f'{path}: line {line}: column {unit}: found {fields[unit]!r}, '
+                      'expected a number')
         _add(rows, fields['clip'], np.array([values], np.float32), f'{path}: line {line}', fault)
     return rows
 
@@ -223,7 +227,7 @@ def _expect(path: Path, name: str, found: tuple[int, ...], expected: tuple[int, 
 def _add(
     rows: dict[str, np.ndarray], name: str, x: np.ndarray, place: object, fault: folder.Tell
 ) -> None:
-    """Files a clip's features under its name without the modality, if name and numbers are in order."""
+    """Files a clip's features under its name without the modality, if all is in order."""
     name = name.rsplit('.', 1)[0]
     key = name[3:]
     if not re.fullmatch(r'\d\d(-\d\d){6}', name):

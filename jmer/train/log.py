@@ -1,0 +1,66 @@
+"""What a run tells while it runs: JSON lines, TensorBoard scalars, and the terminal."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+
+class Log:
+    """Writes `log.jsonl` and `tensorboard/` in the run folder, and a progress bar or plain lines.
+
+    Lines behind `step` (written by a run that was cut off after its last checkpoint) are dropped, so that
+    a resumed run has the log of one that was never interrupted.
+    """
+
+    def __init__(self, workdir: Path, step: int, epochs: int, epoch: int, console: Console):
+        self._path = workdir / 'log.jsonl'
+        kept = [line for line in read(self._path) if line['step'] <= step]
+        self._path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+        self._scalars = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+        self._console = console
+        self._progress = Progress(
+            TextColumn('epoch'), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
+            TextColumn('{task.description}'), console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task('', total=epochs, completed=epoch)
+
+    def __enter__(self) -> 'Log':
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        self._scalars.close()
+
+    def epoch(self, epoch: int) -> None:
+        """One more epoch is done."""
+        self._progress.update(self._task, completed=epoch)
+
+    def evaluation(self, step: int, epoch: int, figures: Mapping[str, float], headline: str) -> None:
+        """The figures of an evaluation; `headline` is what a person wants to see of them."""
+        with self._path.open('a') as file:
+            file.write(json.dumps({'step': step, 'epoch': epoch, **_finite(figures)}) + '\n')
+        for name, value in figures.items():
+            self._scalars.add_scalar(name, value, step)
+        self._progress.update(self._task, description=headline)
+        if not self._console.is_terminal:
+            self._console.print(f'epoch {epoch:4d}  step {step:6d}  {headline}', highlight=False)
+
+
+def read(path: Path) -> list[dict]:
+    """The lines of a log; a last line that was cut off is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: value if abs(value) < float('inf') else None for name, value in figures.items()}

@@ -1,0 +1,254 @@
+"""Losses against formulas written out in NumPy float64, and the promises their terms make."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit, log_softmax, rel_entr
+
+from jmer import losses
+from jmer.losses import Term
+from jmer.types import Label
+
+WEIGHTS = (0.5, 2.0, 1.0, 3.0)
+EACH = {
+    'cross_entropy': ('class', losses.cross_entropy),
+    'cross_entropy weighted, smoothed': (
+        'class',
+        functools.partial(losses.cross_entropy, class_weights=WEIGHTS, label_smoothing=0.1),
+    ),
+    'focal': ('class', functools.partial(losses.focal, gamma=0.5, class_weights=WEIGHTS)),
+    'focal detached': ('class', functools.partial(losses.focal, gamma=2.0, detach=True)),
+    'binary_cross_entropy': ('multilabel', losses.binary_cross_entropy),
+    'mae': ('regression', losses.mae),
+    'mse': ('regression', losses.mse),
+    'ccc': ('regression', losses.ccc),
+    'kl': ('distribution', losses.kl),
+}
+every_loss = pytest.mark.parametrize('name', EACH)
+
+
+def draw(kind, shape=(5, 3), classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    scores = (2 * rng.normal(size=(*shape, classes))).astype(np.float32)
+    value = {
+        'class': rng.integers(0, classes, shape),
+        'multilabel': rng.integers(0, 2, (*shape, classes)).astype(np.float32),
+        'regression': rng.normal(size=(*shape, classes)).astype(np.float32),
+        'distribution': rng.dirichlet(np.ones(classes), shape).astype(np.float32),
+    }[kind]
+    mask = rng.random(shape) < 0.7
+    mask.flat[0] = True
+    return scores, Label(value, mask)
+
+
+def worth(term: Term) -> float:
+    """What the trainer makes of a term."""
+    return (term.value * term.weight).sum() / term.weight.sum()
+
+
+def present(scores, label):
+    return scores[label.mask].astype(np.float64), label.value[label.mask]
+
+
+@pytest.mark.parametrize('weights', [None, WEIGHTS])
+@pytest.mark.parametrize('epsilon', [0.0, 0.1])
+def test_cross_entropy_is_torchs(weights, epsilon):
+    scores, label = draw('class')
+    term = losses.cross_entropy(scores, label, class_weights=weights, label_smoothing=epsilon)
+    x, y = present(scores, label)
+    w = np.ones(4) if weights is None else np.array(weights)
+    nll = -log_softmax(x, -1)
+    # torch.nn.CrossEntropyLoss(weight, label_smoothing) with reduction 'mean'
+    true = (w[y] * nll[np.arange(len(y)), y]).sum()
+    spread = (w * nll).sum() / 4
+    expected = ((1 - epsilon) * true + epsilon * spread) / w[y].sum()
+    np.testing.assert_allclose(worth(term), expected, rtol=1e-6)
+
+
+def test_cross_entropy_takes_log_probabilities():
+    scores, label = draw('class')
+    np.testing.assert_allclose(
+        losses.cross_entropy(jax.nn.log_softmax(scores), label).value,
+        losses.cross_entropy(scores, label).value,
+        rtol=1e-5,
+    )
+
+
+def test_a_class_of_weight_zero_does_not_count():
+    scores, label = draw('class')
+    zeroed = losses.cross_entropy(
+        scores, label, class_weights=(0.0, 1.0, 1.0, 1.0), label_smoothing=0.0
+    )
+    kept = Label(label.value, label.mask & (label.value != 0))
+    assert (label.mask & (label.value == 0)).any()
+    np.testing.assert_allclose(worth(zeroed), worth(losses.cross_entropy(scores, kept)), rtol=1e-6)
+
+
+@pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
+def test_focal(gamma):
+    scores, label = draw('class')
+    x, y = present(scores, label)
+    log_p = log_softmax(x, -1)[np.arange(len(y)), y]
+    expected = -((1 - np.exp(log_p)) ** gamma) * log_p
+    for detach in (False, True):
+        term = losses.focal(scores, label, gamma=gamma, detach=detach)
+        np.testing.assert_allclose(term.value[label.mask], expected, rtol=1e-5)
+
+
+def test_focal_detached_scales_the_gradient_of_cross_entropy():
+    scores, label = draw('class')
+    slope = jax.grad(lambda x: losses.focal(x, label, gamma=2.0, detach=True).value.sum())(scores)
+    plain = jax.grad(lambda x: losses.cross_entropy(x, label).value.sum())(scores)
+    factor = (1 - np.exp(-losses.cross_entropy(scores, label).value)) ** 2
+    np.testing.assert_allclose(slope, factor[..., None] * plain, rtol=1e-4, atol=1e-7)
+    full = jax.grad(lambda x: losses.focal(x, label, gamma=2.0).value.sum())(scores)
+    assert np.abs(full - slope).max() > 0.1
+
+
+def test_binary_cross_entropy():
+    scores, label = draw('multilabel')
+    x, y = present(scores, label)
+    expected = -(y * np.log(expit(x)) + (1 - y) * np.log(expit(-x))).mean()
+    np.testing.assert_allclose(worth(losses.binary_cross_entropy(scores, label)), expected, rtol=1e-6)
+
+
+def test_mae_and_mse():
+    scores, label = draw('regression')
+    x, y = present(scores, label)
+    np.testing.assert_allclose(worth(losses.mae(scores, label)), np.abs(x - y).mean(), rtol=1e-6)
+    np.testing.assert_allclose(worth(losses.mse(scores, label)), ((x - y) ** 2).mean(), rtol=1e-6)
+
+
+def test_ccc():
+    scores, label = draw('regression')
+    x, y = present(scores + 100, Label(label.value + 101, label.mask))
+    gaps = (x.mean(0) - y.mean(0)) ** 2
+    coefficients = 2 * ((x - x.mean(0)) * (y - y.mean(0))).mean(0) / (x.var(0) + y.var(0) + gaps)
+    term = losses.ccc(scores + 100, Label(label.value + 101, label.mask))
+    assert term.value.shape == () and term.weight == label.mask.sum()
+    np.testing.assert_allclose(term.value, 1 - coefficients.mean(), rtol=1e-4)
+    scores, label = draw('regression')
+    np.testing.assert_allclose(losses.ccc(label.value, label).value, 0, atol=1e-6)
+
+
+def test_ccc_of_constants_has_a_finite_gradient():
+    label = Label(np.full((4, 1), 2.0, np.float32), np.ones(4, bool))
+    value, slope = jax.value_and_grad(lambda x: losses.ccc(x, label).value)(jnp.full((4, 1), 2.0))
+    assert value == 1 and np.isfinite(slope).all()
+    nothing = losses.ccc(np.zeros((4, 1), np.float32), label._replace(mask=np.zeros(4, bool)))
+    assert nothing.weight == 0 and nothing.value == 0
+
+
+def test_kl():
+    scores, label = draw('distribution')
+    label.value[label.mask.nonzero()[0][0], 0] = (0, 0, 0.25, 0.75)  # empty classes count nothing
+    x, y = present(scores, label)
+    expected = rel_entr(y, np.exp(log_softmax(x, -1))).sum(-1)
+    np.testing.assert_allclose(losses.kl(scores, label).value[label.mask], expected, rtol=1e-5)
+
+
+@every_loss
+def test_what_stands_under_the_mask_is_invisible(name):
+    kind, loss = EACH[name]
+    scores, label = draw(kind)
+    spoilt = np.where(label.mask[..., None], scores, np.nan)
+    if kind == 'class':
+        rubbish = np.where(label.mask, label.value, -1)
+    else:
+        rubbish = np.where(label.mask[..., None], label.value, np.nan)
+
+    slope_of = jax.jit(jax.value_and_grad(lambda x, label: worth(loss(x, label))))
+    clean, slope = slope_of(scores, label)
+    value, spoilt_slope = slope_of(spoilt, Label(rubbish, label.mask))
+    assert clean == value and np.isfinite(clean)
+    np.testing.assert_array_equal(spoilt_slope, slope)
+    assert (slope[~label.mask] == 0).all() and np.abs(slope[label.mask]).max() > 0
+
+
+@every_loss
+def test_gradients_stay_finite_at_the_extremes(name):
+    kind, loss = EACH[name]
+    scores, label = draw(kind)
+    slope_of = jax.jit(jax.value_and_grad(lambda x: worth(loss(x, label))))
+    for scale in (0.0, 1e4):
+        value, slope = slope_of(np.float32(scale) * scores)
+        assert np.isfinite(value) and np.isfinite(slope).all(), scale
+
+
+@every_loss
+def test_jit_and_half_precision(name):
+    kind, loss = EACH[name]
+    scores, label = draw(kind)
+    eager, jitted = loss(scores, label), jax.jit(loss)(scores, label)
+    for a, b in zip(eager, jitted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    half = loss(jnp.asarray(scores, jnp.bfloat16), label)
+    assert half.value.dtype == half.weight.dtype == jnp.float32
+    same = loss(np.asarray(jnp.asarray(scores, jnp.bfloat16), np.float32), label)
+    np.testing.assert_array_equal(half.value, same.value)
+
+
+@pytest.mark.parametrize('name', [name for name in EACH if name != 'ccc'])
+def test_parts_add_up_to_the_whole(name):
+    kind, loss = EACH[name]
+    loss = jax.jit(loss)
+    scores, label = draw(kind)
+    parts = [loss(scores[s], Label(label.value[s], label.mask[s])) for s in (slice(1), slice(1, 5))]
+    value = sum((part.value * part.weight).sum() for part in parts)
+    weight = sum(part.weight.sum() for part in parts)
+    np.testing.assert_allclose(value / weight, worth(loss(scores, label)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name', 'expected'),
+    [
+        ('class', None, losses.cross_entropy),
+        ('multilabel', None, losses.binary_cross_entropy),
+        ('regression', None, losses.mae),
+        ('distribution', None, losses.kl),
+        ('class', 'focal', losses.focal),
+        ('regression', 'mse', losses.mse),
+        ('regression', 'ccc', losses.ccc),
+    ],
+)
+def test_supervised_picks_by_kind_and_name(kind, name, expected):
+    scores, label = draw(kind)
+    term = losses.supervised(kind, name, class_weights=None, label_smoothing=0.0)(scores, label)
+    np.testing.assert_array_equal(term.value, expected(scores, label).value)
+
+
+def test_supervised_fills_in_the_options():
+    scores, label = draw('class')
+    smooth = losses.supervised('class', class_weights=WEIGHTS, label_smoothing=0.1)(scores, label)
+    by_hand = losses.cross_entropy(scores, label, class_weights=WEIGHTS, label_smoothing=0.1)
+    np.testing.assert_array_equal(smooth.value, by_hand.value)
+    np.testing.assert_array_equal(smooth.weight, by_hand.weight)
+    flat = losses.supervised('class', 'focal', gamma=0.0)(scores, label)
+    np.testing.assert_allclose(flat.value, losses.cross_entropy(scores, label).value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'kind': 'ordinal'}, "label kind: found 'ordinal'"),
+        ({'kind': 'class', 'name': 'hinge'}, "'hinge', expected cross_entropy, focal"),
+        ({'kind': 'regression', 'name': 'focal'}, "'focal', expected mae, mse, ccc"),
+        ({'kind': 'regression', 'class_weights': (1.0,)}, 'mae: takes no class_weights'),
+        ({'kind': 'class', 'name': 'focal', 'label_smoothing': 0.1}, 'takes no label_smoothing'),
+        ({'kind': 'class', 'gamma': 0.0}, 'cross_entropy: takes no gamma'),
+        ({'kind': 'class', 'label_smoothing': 1.0}, 'label_smoothing: found 1.0'),
+    ],
+)
+def test_supervised_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        losses.supervised(**arguments)
+
+
+@pytest.mark.parametrize('weights', [(1.0, 2.0), (1.0, 1.0, 1.0, -1.0), (1.0, 1.0, 1.0, np.nan)])
+def test_class_weights_must_fit(weights):
+    scores, label = draw('class')
+    with pytest.raises(ValueError, match=r'class_weights: found .* expected 4'):
+        losses.cross_entropy(scores, label, class_weights=weights)
