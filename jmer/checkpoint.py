@@ -28,7 +28,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -106,10 +106,12 @@ class Run:
                              f'expected {self.metric!r} among them')
         self.wait()
         leaves = _host(state)
+        note = {'step': step, 'metrics': {k: _finite(v) for k, v in metrics.items()}}
         if parallel.is_main_process():
             self._make_way(step)
-            note = {'step': step, 'metrics': {k: _finite(v) for k, v in metrics.items()}}
-            self._pending = self._writer.submit(self._write, step, leaves, note)
+        with self._reporting(step):
+            written = _begin(self._part(step), leaves)
+        self._pending = self._writer.submit(self._finish, step, written, leaves, note)
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises OSError if it failed."""
@@ -118,8 +120,8 @@ class Run:
             if pending is not None:
                 pending.result()
         finally:
-            if self._writer is not None and jax.process_count() > 1:
-                multihost_utils.sync_global_devices('jmer checkpoint')
+            if self._writer is not None:
+                _meet()
 
     def close(self) -> None:
         """Waits for the last save; raises OSError if it failed."""
@@ -130,7 +132,11 @@ class Run:
                 self._writer.shutdown()
 
     def steps(self) -> list[int]:
-        """The steps on disk, ascending, without those already found damaged."""
+        """The steps saved, ascending, without those already found damaged."""
+        self.wait()
+        return self._steps()
+
+    def _steps(self) -> list[int]:
         names = [p.name for p in self.folder.iterdir() if p.is_dir()] if self.folder.is_dir() else []
         return sorted({int(n) for n in names if n.isdecimal()} - self._torn)
 
@@ -140,10 +146,12 @@ class Run:
 
     def best(self) -> int | None:
         """The sound step with the best metric, the earliest of equals, or None. Warns like `latest`."""
+        self.wait()
         return next((s for s in self._ranked() if self._is_sound(s)), None)
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """What was measured at `step`; None stands for NaN and infinities."""
+        self.wait()
         return self._check(step)['metrics']
 
     def restore(self, step: int, abstract_state: Any, partial: bool = False) -> Any:
@@ -163,13 +171,26 @@ class Run:
         leaves = [_place(saved[name], leaf) for name, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
 
+    def read(self, step: int, under: str) -> dict[str, np.ndarray]:
+        """All leaves of `step` whose names begin with `under`/, by the rest of their names.
+
+        For looking at a run without knowing its model. Errors as `restore`.
+        """
+        self.wait()
+        self._check(step)
+        leaves = _load(self._at(step)).items()
+        return {name.removeprefix(f'{under}/'): x for name, x in leaves if name.startswith(f'{under}/')}
+
     def _at(self, step: int) -> Path:
         return self.folder / str(step)
+
+    def _part(self, step: int) -> Path:
+        return self.folder / f'{step}.part'
 
     def _check(self, step: int) -> dict[str, Any]:
         """The note in the seal of a sound step."""
         if not self._at(step).is_dir():
-            raise FileNotFoundError(f'{self.folder}: found steps {self.steps()}, expected {step}')
+            raise FileNotFoundError(f'{self.folder}: found steps {self._steps()}, expected {step}')
         return _sealed(self._at(step), check=step not in self._sound)
 
     def _is_sound(self, step: int) -> bool:
@@ -192,10 +213,14 @@ class Run:
                 return math.inf if value is None else sign * value
             return math.inf
 
-        return sorted(self.steps(), key=rank)
+        return sorted(self._steps(), key=rank)
 
     def _make_way(self, step: int) -> None:
-        """Moves a damaged folder away from where `step` is to be saved; a sound one is an error."""
+        """Clears the leftovers of saves cut off, and moves a damaged folder of this step away.
+
+        A sound one is an error.
+        """
+        _remove(self.folder, '*.part*')
         place = self._at(step)
         if not place.exists():
             return
@@ -204,24 +229,34 @@ class Run:
         place.rename(_unused(place.with_name(f'{step}.torn')))
         self._torn.discard(step)
 
-    def _write(self, step: int, leaves: dict[str, np.ndarray], note: dict[str, Any]) -> None:
-        """Runs in the background, on the main process."""
-        part = self.folder / f'{step}.part'
-        _remove(self.folder, '*.part*')
+    def _finish(self, step: int, written: Callable[[], None], leaves: dict[str, np.ndarray],
+                note: dict[str, Any]) -> None:
+        """Runs in the background: all processes wait for Orbax, the main one makes the step valid."""
+        with self._reporting(step):
+            with _hushed():
+                written()
+            if parallel.is_main_process():
+                _seal(self._part(step), leaves, note)
+                self._part(step).rename(self._at(step))
+        if parallel.is_main_process():
+            self._sound.add(step)
+            self._prune()
+
+    @contextlib.contextmanager
+    def _reporting(self, step: int) -> Iterator[None]:
+        """Names folder and step in any fault of a save, and removes what it left."""
         try:
-            _save(part, leaves, note)
-            part.rename(self._at(step))
+            yield
         except Exception as fault:
-            _remove(self.folder, '*.part*')
+            if parallel.is_main_process():
+                _remove(self.folder, '*.part*')
             raise _failure(f'{self.folder}: could not save step {step}', fault,
-                           f'the steps saved before are intact: {self.steps()}') from fault
-        self._sound.add(step)
-        self._prune()
+                           f'the steps saved before are intact: {self._steps()}') from fault
 
     def _prune(self) -> None:
         latest, best = self._keep
-        keep = {*self.steps()[-latest:], *self._ranked()[:best]}
-        for step in set(self.steps()) - keep:
+        keep = {*self._steps()[-latest:], *self._ranked()[:best]}
+        for step in set(self._steps()) - keep:
             # Renamed first: a removal that is cut off must not leave half a checkpoint under its name.
             self._at(step).rename(self.folder / f'{step}.part.old')
             _remove(self.folder, f'{step}.part.old')
@@ -236,17 +271,30 @@ def publish(folder: str | os.PathLike, variables: Variables, card: Mapping[str, 
     store: the type that floats are stored in; `load` always gives float32.
 
     Weights that are there already are left as they are, so that a repeated run changes no file.
+    With several processes, all call it, on one file system; the main one writes.
     Raises ValueError where a leaf is not finite, overflows `store` or is no array of a usual type.
     """
+    for path, _ in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        if not all(isinstance(getattr(key, 'key', None), str) and '/' not in key.key for key in path):
+            raise ValueError(f'variables{jax.tree_util.keystr(path)}: expected nested dicts, '
+                             "names as keys, no '/' in them")
     folder = Path(folder).absolute()
     stored = {name: _storable(name, x, store) for name, x in _host(variables).items()}
     sha256 = fingerprint({name: _as_loaded(x) for name, x in stored.items()})
     card = {**card, 'params_sha256': sha256, 'stored_as': store}
     if _published(folder) != (sha256, store):
         _replace_params(folder, stored, {'params_sha256': sha256, 'stored_as': store})
-    if not (folder / 'card.json').exists() or read_json(folder / 'card.json') != plain(card):
+    if parallel.is_main_process() and _card(folder) != plain(card):
         write_json(folder / 'card.json', card)
+    _meet()
     return plain(card)
+
+
+def _card(folder: Path) -> Any:
+    """The card that stands there readable, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(folder / 'card.json')
+    return None
 
 
 def _published(folder: Path) -> tuple[str, str] | None:
@@ -258,16 +306,22 @@ def _published(folder: Path) -> tuple[str, str] | None:
 
 
 def _replace_params(folder: Path, stored: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
-    _remove(folder, 'params.*')
+    main, part = parallel.is_main_process(), folder / 'params.part'
+    if main:
+        _remove(folder, 'params.*')
     try:
-        _save(folder / 'params.part', stored, note)
+        with _hushed():
+            _begin(part, stored)()
+        if main:
+            _seal(part, stored, note)
     except Exception as fault:
         _remove(folder, 'params.*')
         raise _failure(f'{folder}: could not write params', fault, 'nothing was changed') from fault
-    if (folder / 'params').exists():
-        (folder / 'params').rename(folder / 'params.old')
-    (folder / 'params.part').rename(folder / 'params')
-    _remove(folder, 'params.old')
+    if main:
+        if (folder / 'params').exists():
+            (folder / 'params').rename(folder / 'params.old')
+        part.rename(folder / 'params')
+        _remove(folder, 'params.old')
 
 
 def load(folder: str | os.PathLike) -> tuple[Variables, dict[str, Any]]:
@@ -436,19 +490,27 @@ def _place(x: np.ndarray, leaf: Any) -> Any:
 
 
 def _context() -> ocp.Context:
-    """Orbax for one process: ours are host arrays, equal everywhere, so no process waits for another."""
-    context, me = ocp.Context(), jax.process_index()
-    context.multiprocessing_options.primary_host = me
-    context.multiprocessing_options.active_processes = {me}
+    context = ocp.Context()
     context.array_options.saving.ocdbt_target_data_file_size = FILE_SIZE
     context.array_options.saving.storage_options.chunk_byte_size = FILE_SIZE // 3
+    context.memory_options.deepcopy_host_arrays = False       # `_host` made copies already
     return context
 
 
-def _save(folder: Path, leaves: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
-    """Makes `folder`, an Orbax checkpoint of flat names with a seal. Zero-size leaves live in the seal."""
+def _begin(folder: Path, leaves: Mapping[str, np.ndarray]) -> Callable[[], None]:
+    """Starts to write `folder`, an Orbax checkpoint of flat names; zero-size leaves live in the seal.
+
+    What it returns waits for the end of it, and raises what went wrong.
+
+    Called on the main thread of every process: Orbax compares paths by a collective operation, which must
+    not get in between those of a training step.
+    """
     with _context(), _hushed():
-        ocp.save(folder, {name: x for name, x in leaves.items() if x.size})
+        return ocp.save_async(folder, {name: x for name, x in leaves.items() if x.size}).result
+
+
+def _seal(folder: Path, leaves: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> None:
+    """Records what a finished folder holds, file by file."""
     for mark in folder.rglob('commit_success.txt'):       # holds the machine's path and nothing else
         mark.unlink()
     files = {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob('*')) if p.is_file()}
@@ -496,6 +558,12 @@ def _mark(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{folder / 'run.json'}: found {mark}, expected the field 'format' "
                          f'to be {RUN_FORMAT!r}')
     return mark
+
+
+def _meet() -> None:
+    """Returns when all processes are here, and see what the main one wrote before it came."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices('jmer checkpoint')
 
 
 def _finite(value: Any) -> float | None:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.special import xlogy
 from jaxtyping import Float
 
 from jmer.types import Label
@@ -128,8 +129,7 @@ def ccc(values: Scores, label: Label) -> Term:
 def kl(logits: Scores, label: Label) -> Term:
     """KL(label || softmax(logits)) of label distributions, in nats."""
     logits, y = _under_mask(logits, label)
-    entropy = jnp.where(y > 0, y * jnp.log(jnp.where(y > 0, y, 1)), 0)
-    return _term((entropy - y * jax.nn.log_softmax(logits)).sum(-1), label)
+    return _term((xlogy(y, y) - y * jax.nn.log_softmax(logits)).sum(-1), label)
 
 
 LOSSES: dict[str, tuple[Callable[..., Term], ...]] = {

@@ -3,8 +3,8 @@
 For each label kind there is a pure function (scores [*b c], Label) -> sums, a named tuple, for use
 inside a compiled step, and a NumPy function sums -> {name: number}. `for_target` picks the pair.
 Sums of parts added leaf by leaf (`merge`, `psum`) are the sums of the whole. They are int32 counts
-and float32 sums; add those of many steps on the host in float64 (`total`), which leaves variances
-right to about 1e-6 (1 + mean^2 / variance), enough for every rating scale in use.
+and float32 sums; add those of many steps on the host in float64 (`total`): the error of a variance
+stays below 1e-6 of the mean square then, which serves every rating scale in use.
 
 What stands under a False mask cannot matter, be it NaN. A figure with nothing to stand on is NaN.
 Where conventions differ, the convention is part of the name:

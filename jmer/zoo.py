@@ -87,6 +87,15 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return {'model': name_of(model), 'fields': fields}
 
 
+def profile(name: str) -> dict[str, Any]:
+    """All that is known of a model without creating it, as JSON can keep it."""
+    file = module(name)
+    fields = {f.name: {'type': str(f.type), 'default': None if f.default is dataclasses.MISSING else f.default}
+              for f in dataclasses.fields(file.Model) if f.name not in ('parent', 'name')}
+    return {'model': name, 'family': family(name), 'tags': file.TAGS, 'fields': fields,
+            'about': file.__doc__, 'about_fields': file.Model.__doc__}
+
+
 def build(description: dict[str, Any]) -> nn.Module:
     """The model that `describe` described, before or after a passage through JSON."""
     if set(description) != {'model', 'fields'}:

@@ -138,8 +138,14 @@ def test_ccc_of_constants_has_a_finite_gradient():
     label = Label(np.full((4, 1), 2.0, np.float32), np.ones(4, bool))
     value, slope = jax.value_and_grad(lambda x: losses.ccc(x, label).value)(jnp.full((4, 1), 2.0))
     assert value == 1 and np.isfinite(slope).all()
-    nothing = losses.ccc(np.zeros((4, 1), np.float32), label._replace(mask=np.zeros(4, bool)))
-    assert nothing.weight == 0 and nothing.value == 0
+
+
+def test_ccc_of_no_items_counts_nothing_and_pulls_nowhere():
+    label = Label(np.zeros((4, 1), np.float32), np.zeros(4, bool))
+    with jax.debug_nans(True):
+        assert losses.ccc(np.ones((4, 1), np.float32), label) == (0, 0)
+        slope = jax.grad(lambda x: losses.ccc(x, label).value)(jnp.ones((4, 1)))
+    assert (slope == 0).all()
 
 
 def test_kl():

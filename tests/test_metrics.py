@@ -113,6 +113,9 @@ def test_ece_is_the_definition():
             expected += inside.mean() * abs(hit[inside].mean() - confidence[inside].mean())
     assert expected > 0.01
     assert figures('class', scores, label)['ece15'] == pytest.approx(expected, rel=1e-5)
+    state = SUMS['class'](scores, label)  # the bins themselves serve the reliability diagram
+    np.testing.assert_array_equal(state.bin_items, np.histogram(confidence, 15, (0, 1))[0])
+    np.testing.assert_array_equal(state.bin_hits, np.histogram(confidence[hit], 15, (0, 1))[0])
 
 
 def test_ece_of_the_certain_and_of_the_undecided():
@@ -181,11 +184,21 @@ def test_regression_figures_of_each_dimension():
 
 def test_correlation_of_a_constant():
     """Undefined for Pearson, even where rounding leaves it a variance; none at all for CCC."""
+    y = np.tile(np.linspace(1, 5, 999, dtype=np.float32)[:, None], 5)
+    x = np.broadcast_to(np.float32([0.1, 1.7, 2.3, 3.3, 4.1]), y.shape)
+    state = SUMS['regression'](x, Label(y, np.ones(999, bool)))
+    xx, mean = (np.asarray(a, np.float64) / 999 for a in (state.xx, state.x))
+    assert (xx > mean**2).any()  # the rounding that is meant
+    each = metrics.per_class(state)
+    assert np.isnan(each['pearson']).all() and (each['ccc'] == 0).all()
+    np.testing.assert_allclose(each['mae'], np.abs(y - x).mean(0), rtol=1e-5)
+
+
+def test_correlation_of_a_nearly_constant_prediction_is_kept():
     y = np.linspace(1, 5, 999, dtype=np.float32)[:, None]
     metric = metrics.for_target('regression', 1)
-    found = metric.compute(metric.sums(np.full_like(y, 3.3), Label(y, np.ones(999, bool))))
-    assert np.isnan(found['pearson']) and found['ccc'] == 0
-    assert found['mae'] == pytest.approx(np.abs(y - 3.3).mean(), rel=1e-5)
+    found = metric.compute(metric.sums(3 + 0.01 * y, Label(y, np.ones(999, bool))))
+    assert found['pearson'] == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize(('low', 'high'), [(-3, 3), (1, 5), (1, 9)])
@@ -262,7 +275,7 @@ def test_both_rules_of_rounding_by_their_bins(rule, bound):
         if rule == 'outward':
             above = [n for n in range(1, 5) if n - 1 < a <= n]
             below = [n for n in range(-4, 0) if n <= a < n + 1]
-            (n,) = above + below + [0] * (a == 0)
+            (n,) = above + below or [0]
             return min(max(n, -bound), bound)
         return round(min(max(a, -bound), bound))  # Python, too, rounds half to even
 

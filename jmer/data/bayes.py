@@ -30,7 +30,7 @@ def posterior(
     context: Context = 'none',
     speakers: bool = True,
     fusion: Literal['joint', 'late'] = 'joint',
-) -> tuple[Float[np.ndarray, '*u c'], ...]:
+) -> tuple[Float[np.ndarray, '... c'], ...]:
     """p(emotion | streams) of every item: [c] of an utterance, [u c] of a dialogue.
 
     streams: those that are looked at; None means all of the law's. The others are integrated over.
@@ -116,6 +116,45 @@ def ceilings(
         '+'.join(subset): {c: ceiling(law, items, subset, c, speakers) for c in contexts}
         for size in range(1, len(names) + 1)
         for subset in itertools.combinations(names, size)
+    }
+
+
+def regret(
+    law: Law,
+    items: Iterable[Item],
+    predicted: Sequence[Float[np.ndarray, '... c']],
+    streams: Sequence[str] | None = None,
+    context: Context = 'none',
+    speakers: bool = True,
+) -> dict[str, int | float]:
+    """How far a model is below the ceiling, without the luck of the labels; never negative.
+
+    predicted: the model's probabilities, shaped like those of `posterior`. The other arguments say what
+    the model was shown.
+
+    expected: the model's own chance of being right, the mean posterior of what it decides. It estimates
+        the same accuracy as counting hits, with a smaller error.
+    regret: by how much the ceiling's `expected` is higher. regret_error: its standard error, as there.
+    divergence: mean KL divergence of the posterior from the prediction, in nats; what the model's cross
+        entropy has above the lowest possible. Infinite where it rules out what can be.
+    n: turns, labelled or not.
+    """
+    items = tuple(items)
+    best = posterior(law, items, streams, context, speakers)
+    if [np.shape(q) for q in predicted] != [p.shape for p in best]:
+        raise ValueError('predicted: expected probabilities of the same items and turns, one a class')
+    p, q = (np.concatenate([np.atleast_2d(x) for x in xs]) for xs in (best, predicted))
+    group = np.repeat([item.group for item in items], [len(np.atleast_2d(x)) for x in best])
+    chance = np.take_along_axis(p, q.argmax(-1)[:, None], axis=1)[:, 0]
+    lost = p.max(-1) - chance
+    with np.errstate(divide='ignore'):
+        terms = np.where(p > 0, p * (np.log(p) - np.log(q)), 0.0)
+    return {
+        'n': len(p),
+        'expected': float(chance.mean()),
+        'regret': float(lost.mean()),
+        'regret_error': _standard_error(lost, group),
+        'divergence': float(terms.sum(-1).mean()),
     }
 
 
@@ -205,7 +244,7 @@ def _over_sarcasm(law: Law, joint: Float[np.ndarray, 'u 2 c']) -> Float[np.ndarr
 
 def _vectors(
     law: Law, item: Item, name: str, shape: np.ndarray
-) -> tuple[Float[np.ndarray, 'u n'] | Float[np.ndarray, 'n'] | float, Bool[np.ndarray, 'u'] | bool]:
+) -> tuple[Float[np.ndarray, 'u n'], Bool[np.ndarray, 'u']]:
     """The summaries of one stream and which of them are present, from either layout."""
     x = item.streams[name]
     present = item.masks.get(name, np.ones(x.shape[:-1], bool))
@@ -215,9 +254,10 @@ def _vectors(
         raise ValueError(f'{item.id}: stream {name}: found shape {x.shape}, expected [steps, {expected}]')
     if item.speakers is not None:
         return x, present
-    if present.any() != present.all():
+    if present.any() and not present.all():
         raise ValueError(f'{item.id}: mask of {name}: found single steps missing, expected all or none')
-    return (summary(law, x), True) if present.any() else (0.0, False)
+    vector = summary(law, x) if present.any() else np.zeros(j * d + 2)
+    return vector[None], np.array([present.any()])
 
 
 # The turns of one dialogue

@@ -21,7 +21,8 @@ class CorpusBuilder(  # type: ignore[call-arg]
 
     source: a module with SPEC, ATTRIBUTES (keys of `Item.attributes`), TREE (what the folder holds)
     and
-        parts(root) -> {part: items}. The splits are the parts.
+        parts(root) -> {part: items}. The splits are the parts. Whoever changes what `parts` gives for
+        the same files raises SPEC.version: prepared copies are known by it.
     """
 
     source: ModuleType

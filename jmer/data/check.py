@@ -70,8 +70,7 @@ def check(corpus: Corpus | str, data_dir: str | os.PathLike | None = None) -> Re
               for name, stream in streams.items() if stream.constant]
     notes += [note for name in streams for note in _repeats(name, items)]
     labels = {t.name: _count(t, items, lambda item: [item.part] * _turns(item)) for t in spec.targets}
-    notes += [f'part {part}: no turn has the {target} {label}' for target, parts in labels.items()
-              for part, found in parts.items() for label, count in found.items() if not count]
+    notes += [note for t in spec.targets if t.kind == 'class' for note in _gaps(t.name, labels[t.name])]
     return Report(
         name=spec.name,
         place='' if data_dir is None else str(data_dir),
@@ -146,6 +145,13 @@ def _count(target: Target, items: Iterable[Item], keys) -> Counts:
     known = _vocabulary(target)
     return {key: {label: found[label] for label in (*known, *sorted(set(found) - set(known)))}
             for key, found in sorted(counts.items())}
+
+
+def _gaps(target: str, counts: Counts) -> Iterator[str]:
+    for part, found in counts.items():
+        absent = [label for label, count in found.items() if not count]
+        if absent:
+            yield f'part {part}: no turn has the {target} {_some(absent)}'
 
 
 def _vocabulary(target: Target) -> tuple[str, ...]:

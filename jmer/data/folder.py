@@ -55,7 +55,8 @@ def files(root: Path) -> list[Path]:
 def arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Some arrays of an npz file, or all. Raises ValueError where one is absent or holds Python objects."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since NumPy leaves the file open where it is no archive.
+        with path.open('rb') as file, np.load(file, allow_pickle=False) as archive:
             names = archive.files if names is None else names
             lacking = [name for name in names if name not in archive.files]
             if lacking:

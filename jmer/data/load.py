@@ -161,6 +161,7 @@ def _quiet_tensorflow() -> None:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    tf.config.set_visible_devices([], 'GPU')
+    with contextlib.suppress(RuntimeError):   # the caller has started TensorFlow: it is theirs
+        tf.config.set_visible_devices([], 'GPU')
     tfds.disable_progress_bar()
     logging.getLogger('absl').setLevel(logging.ERROR)

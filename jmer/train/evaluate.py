@@ -55,15 +55,15 @@ def make_predict(model: nn.Module, target: Target) -> Callable[[Variables, Batch
     return run
 
 
-def evaluate(
+def sweep(
     run: Callable[[Variables, Batch], tuple[Any, Any]],
     variables: Variables,
     pipeline: Pipeline,
     mesh: jax.sharding.Mesh,
-) -> tuple[dict[str, float], list[Prediction]]:
-    """Metrics and predictions over all items of a pipeline, in the order of its items.
+) -> tuple[Any, list[Prediction]]:
+    """Metric sums ({} without labels) and predictions over all items, in the order of the items.
 
-    run: a compiled `make_predict`. Without labels the metrics are empty.
+    run: a compiled `make_predict`.
     """
     states, found = [], {}
     for rows, batch in pipeline.sweep():
@@ -71,11 +71,7 @@ def evaluate(
         states.append(measured)
         for row, index in enumerate(rows):
             found[index] = item_predictions(pipeline.items[index], scores[row], pipeline.target)
-    predictions = [p for index in sorted(found) for p in found[index]]
-    if pipeline.target is None:
-        return {}, predictions
-    compute = metric_of(pipeline.spec.target(pipeline.target)).compute
-    return compute(metrics.total(states)), predictions
+    return metrics.total(states), [p for index in sorted(found) for p in found[index]]
 
 
 def item_predictions(item: Item, scores: np.ndarray, target: str | None) -> list[Prediction]:

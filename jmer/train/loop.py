@@ -22,7 +22,7 @@ from jmer.data.corpus import Corpus, Item, Target
 from jmer.data.pipeline import Pipeline, pipeline
 from jmer.data.splits import Splits, split
 from jmer.train import inputs, optimizers
-from jmer.train.evaluate import evaluate, make_predict, metric_of
+from jmer.train.evaluate import make_predict, metric_of, sweep
 from jmer.train.experiment import Experiment, to_json
 from jmer.train.log import Log
 from jmer.train.step import TrainState, init_state, make_step
@@ -81,6 +81,8 @@ def train(
         'parameters': sum(x.size for x in jax.tree.leaves(variables['params'])),
         **inputs.spec_to_json(corpus.spec, experiment.data, moments),
         'data': dataclasses.asdict(experiment.data),
+        'training': {key: value for key, value in to_json(experiment).items() if key not in ('model', 'data', 'seed')},
+        'seed': experiment.seed,
         'command': command,
         'selected': {'step': best, 'by': metric},
         'groups': {name: sorted({item.group for item in side}) for name, side in splits._asdict().items()},
@@ -88,8 +90,8 @@ def train(
     }
     for name, side in (('validation', splits.validation), ('test', splits.test)):
         if side:
-            card['metrics'][name] = {'n': _count(side, target.name)} | evaluate(
-                run, parallel.replicate(variables, mesh), make(side, 1), mesh)[0]
+            sums, _ = sweep(run, parallel.replicate(variables, mesh), make(side, 1), mesh)
+            card['metrics'][name] = {'n': _count(side, target.name)} | metric_of(target).compute(sums)
     if parallel.is_main_process():
         card = checkpoint.publish(workdir / 'weights', parallel.fetch(variables), card)
     return card
@@ -132,7 +134,7 @@ def _fit(experiment, target, training, choosing, run, saved, workdir, via, mesh,
             figures = training_figures(parallel.fetch(pending), metric, done)
             figures |= watch.figures(len(pending)) | {'rate': float(rate(done - 1))}
             if choosing:
-                measured, _ = evaluate(run, _variables(state._asdict()), choosing, mesh)
+                measured = metric.compute(sweep(run, _variables(state._asdict()), choosing, mesh)[0])
                 figures |= {f'validation/{name}': value for name, value in measured.items()}
             progress = _progress(progress, figures[saved.metric], saved.higher)
             if parallel.is_main_process():

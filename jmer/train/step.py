@@ -102,7 +102,7 @@ def make_step(
         gradient = total(gradient)
         terms, measured = total(jax.tree.map(lambda x: jnp.sum(x, 0), (terms, measured)))
 
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), model_state, opt_state)

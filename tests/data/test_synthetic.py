@@ -152,7 +152,9 @@ def test_every_turn_has_the_prior_as_its_marginal():
 
 def test_classes_are_as_far_apart_as_the_law_says():
     for channel in LAW.channels:
-        shape = synthetic.templates(LAW)[channel.name][0]
+        shape, sarcastic = synthetic.templates(LAW)[channel.name]
+        said = shape[list(LAW.irony)] if channel.ironic else shape
+        assert np.allclose(np.square(sarcastic - said).sum((-1, -2)), channel.tone**2, atol=1e-12)
         distance = np.square(shape[:, None] - shape[None]).sum((-1, -2))
         v, a = np.subtract.outer(LAW.valence, LAW.valence), np.subtract.outer(LAW.arousal, LAW.arousal)
         expected = (channel.valence * v) ** 2 + (channel.arousal * a) ** 2
@@ -220,41 +222,37 @@ def test_the_likelihood_is_the_density_of_the_frames():
             assert found[sarcastic, emotion] == pytest.approx(dense, abs=1e-9)
 
 
-def turn_probability(law, item, u, emotion):
-    """p(streams of turn u | emotion), up to a factor that no emotion touches."""
+def turn_probabilities(law, item):
+    """p(streams of a turn | emotion), [u c], up to a factor that no emotion touches."""
     shapes = synthetic.templates(law)
-    total = 0.0
-    for sarcastic, weight in ((0, 1 - law.sarcasm), (1, law.sarcasm)):
-        logs = [
-            bayes.log_likelihood(law, shapes[name], x[u : u + 1])[0]
-            for name, x in item.streams.items()
-            if item.masks[name][u]
-        ]
-        total += weight * np.exp(sum(log[sarcastic, emotion] - log.max() for log in logs))
-    return total
+    logs = np.zeros((len(item.turns), 2, 3))
+    for name, x in item.streams.items():
+        found = bayes.log_likelihood(law, shapes[name], x)
+        found -= found.max((1, 2), keepdims=True)
+        logs[item.masks[name]] += found[item.masks[name]]
+    return np.einsum('use,s->ue', np.exp(logs), [1 - law.sarcasm, law.sarcasm])
 
 
-def paths(law, turns, k):
-    """All that can happen in so many turns: (speakers, emotions, probability)."""
-    moves = synthetic.transition(law)
+def conversations(law, turns):
+    """Who may speak in so many turns, named in order of appearance, and how likely that is."""
+    found = {}
     for extra, share in enumerate(law.crowd):
         crowd = 2 + extra
-        for speakers in itertools.product(range(crowd), repeat=turns):
-            talk = share / crowd  # who begins is drawn from all
+        for people in itertools.product(range(crowd), repeat=turns):
+            probability = share / crowd  # any of them begins
             for u in range(1, turns):
-                same = speakers[u] == speakers[u - 1]
-                keep = 0.0 if u == 1 else law.keep
-                talk *= keep if same else (1 - keep) / (crowd - 1)
-            if talk == 0.0:
-                continue
-            for emotions in itertools.product(range(k), repeat=turns):
-                yield speakers, emotions, talk * feelings(law, moves, speakers, emotions)
+                keep = law.keep if u > 1 else 0.0
+                probability *= keep if people[u] == people[u - 1] else (1 - keep) / (crowd - 1)
+            order = list(dict.fromkeys(people))
+            named = tuple(order.index(p) for p in people)
+            found[named] = found.get(named, 0.0) + probability
+    assert sum(found.values()) == pytest.approx(1)
+    return {named: probability for named, probability in found.items() if probability > 0}
 
 
-def feelings(law, moves, speakers, emotions):
+def feelings(law, answers, speakers, emotions):
     """p(emotions | speakers), said in words: one's own last turn, the last turn of anybody else."""
-    prior = np.array(law.prior)
-    answers = synthetic.answers(law)
+    prior = law.prior
     probability = prior[emotions[0]]
     for u in range(1, len(speakers)):
         before = range(u - 1, -1, -1)
@@ -268,41 +266,33 @@ def feelings(law, moves, speakers, emotions):
     return probability
 
 
-def canonical(speakers):
-    order = list(dict.fromkeys(speakers))
-    return [order.index(s) for s in speakers]
+def enumerate_posterior(law, speakers, evidence):
+    """[u c], by the sum over all paths; speakers None: over all conversations as well."""
+    turns = len(evidence)
+    talks = conversations(law, turns) if speakers is None else {tuple(speakers.tolist()): 1.0}
+    answers = synthetic.answers(law)
+    total = np.zeros_like(evidence)
+    for people, share in talks.items():
+        for emotions in itertools.product(range(3), repeat=turns):
+            seen = np.prod(evidence[range(turns), emotions])
+            total[range(turns), emotions] += share * feelings(law, answers, people, emotions) * seen
+    return total / total.sum(-1, keepdims=True)
 
 
 @pytest.mark.parametrize('known', [True, False], ids=['speakers', 'no-speakers'])
 def test_forward_backward_is_the_sum_over_all_paths(known):
-    corpus = synthetic.corpus(TINY, seed=3, layout='dialogue', dialogues=(0, 0, 40))
-    chosen, seen = [], set()
-    for item in corpus.items:  # one of each: length, and how many speak
-        kind = (len(item.speakers), len(set(item.speakers.tolist())))
-        if kind not in seen and (known or kind[0] < 4):
-            seen.add(kind)
-            chosen.append(item)
-    assert {4 if known else 3} <= {turns for turns, _ in seen}
-    assert 3 in {people for _, people in seen}
+    corpus = synthetic.corpus(TINY, seed=3, layout='dialogue', dialogues=(0, 0, 60))
+    kinds = {(len(i.turns), len(set(i.speakers.tolist()))): i for i in corpus.items}
+    assert {(1, 1), (2, 2), (3, 2), (3, 3), (4, 2), (4, 3), (4, 4)} <= set(kinds)
+    chosen = tuple(kinds.values())
     online = bayes.posterior(TINY, chosen, context='online', speakers=known)
     offline = bayes.posterior(TINY, chosen, context='offline', speakers=known)
     for item, now, later in zip(chosen, online, offline, strict=True):
-        for horizon in range(1, len(item.speakers) + 1):
-            found = enumerate_posterior(item, horizon, known)
-            assert np.abs(found[-1] - now[horizon - 1]).max() < 1e-10
+        evidence = turn_probabilities(TINY, item)
+        for end in range(1, len(evidence) + 1):
+            found = enumerate_posterior(TINY, item.speakers[:end] if known else None, evidence[:end])
+            assert np.abs(found[-1] - now[end - 1]).max() < 1e-10
         assert np.abs(found - later).max() < 1e-10
-
-
-def enumerate_posterior(item, horizon, known):
-    """[u c] of the first `horizon` turns, given these turns only."""
-    evidence = np.array([[turn_probability(TINY, item, u, e) for e in range(3)] for u in range(horizon)])
-    total = np.zeros((horizon, 3))
-    for speakers, emotions, probability in paths(TINY, horizon, 3):
-        if known and canonical(speakers) != item.speakers[:horizon].tolist():
-            continue
-        weight = probability * np.prod(evidence[range(horizon), emotions])
-        total[range(horizon), emotions] += weight
-    return total / total.sum(-1, keepdims=True)
 
 
 def test_naming_the_classes_otherwise_names_the_posterior_otherwise():
@@ -459,6 +449,26 @@ def test_the_figures_of_a_ceiling(dialogues):
         sklearn_metrics.f1_score(truth, decided, average='weighted')
     )
     assert result['best_uar'] > result['uar']
+
+
+def test_regret_is_what_a_worse_posterior_loses(dialogues):
+    best = bayes.posterior(LAW, dialogues, context='offline')
+    perfect = bayes.regret(LAW, dialogues, best, context='offline')
+    assert perfect['regret'] == 0.0 and perfect['divergence'] == pytest.approx(0.0, abs=1e-12)
+    alone = bayes.posterior(LAW, dialogues)
+    short = bayes.regret(LAW, dialogues, alone, context='offline')
+    ceilings = [bayes.ceiling(LAW, dialogues, context=c) for c in ('none', 'offline')]
+    # Exact by definition against its own ceiling, and an estimate of the difference of two.
+    assert short['expected'] + short['regret'] == pytest.approx(ceilings[1]['expected'])
+    gap = ceilings[1]['expected'] - ceilings[0]['expected']
+    assert abs(short['regret'] - gap) < 4 * (short['regret_error'] + ceilings[0]['expected_error'])
+    assert short['divergence'] > 0.1
+    hits = np.mean(stacked(alone).argmax(-1) == labels(dialogues))
+    assert abs(hits - short['expected']) < 4 * ceilings[0]['accuracy_error']
+    certain = [np.eye(6)[p.argmax(-1)] for p in best]
+    assert bayes.regret(LAW, dialogues, certain, context='offline')['divergence'] == np.inf
+    with pytest.raises(ValueError, match='predicted: expected'):
+        bayes.regret(LAW, dialogues, best[1:], context='offline')
 
 
 def test_unlabelled_turns_do_not_count(dialogues):

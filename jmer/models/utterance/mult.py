@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jmer.author import Reader, stack
-from jmer.layers.attention import Encoder, last_present
+from jmer.layers.attention import Encoder
 from jmer.layers.dropout import Dropout
 from jmer.layers.position import positions
 from jmer.types import Batch, Output, Variables
@@ -78,7 +78,7 @@ class Model(nn.Module):
                 read.append(crossed[name])
             memory = self._encoder(f'{target}_memory', max(self.layers, 3), self.attention_dropout)
             h = memory(jnp.concatenate(read, -1), mask[target], train=train, last=True)
-            last[target] = jnp.where(mask[target].any(-1)[:, None], h, 0)
+            last[target] = jnp.where(mask[target].any(-1)[:, None], h[:, 0], 0)
 
         joined = jnp.concatenate(list(last.values()), -1)
         hidden = nn.relu(_dense(joined.shape[-1], 'residual_in')(joined))

@@ -1,0 +1,39 @@
+"""Published weights, and those of a user's own runs, ready to use."""
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from jmer import checkpoint, shipped, zoo
+from jmer.types import Variables
+
+
+def load(name: str) -> tuple[nn.Module, Variables, dict[str, Any]]:
+    """The model, its variables and its card.
+
+        model, variables, card = jmer.load('gmu/ravdess')
+        output = model.apply(variables, batch, train=False)
+
+    name: '<model>/<dataset>' of the weights shipped with jmer, a folder of weights, or a run's folder
+    (its chosen weights). Variables are NumPy arrays under 'params' (and 'batch_stats' where the model has
+    batch normalisation); they go onto any device. Raises FileNotFoundError or ValueError naming the file,
+    where the folder is missing, torn, or holds something else.
+    """
+    variables, card = checkpoint.load(locate(name))
+    missing = {'model', 'fields', 'streams', 'target'} - set(card)
+    if missing:
+        raise ValueError(f'{locate(name) / "card.json"}: found no {", ".join(sorted(missing))}; '
+                         'this is not the card of a model')
+    return zoo.build({key: card[key] for key in ('model', 'fields')}), variables, card
+
+
+def locate(name: str) -> Path:
+    """The folder of weights that a user means: shipped, published, or chosen by a run."""
+    folder = shipped.find('checkpoints', name)
+    if (folder / 'experiment.json').exists():
+        if not (folder / 'weights' / 'card.json').exists():
+            raise FileNotFoundError(f'{folder}: this run has not finished; go on with it by the command that '
+                                    'started it, then its chosen weights are in its folder weights/')
+        return folder / 'weights'
+    return folder

@@ -1,0 +1,156 @@
+"""Using weights: evaluating them on a corpus, predicting a user's clips, publishing a run's."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jmer import checkpoint, metrics, parallel, pretrained
+from jmer.data import features
+from jmer.data.corpus import Corpus, Item, Spec
+from jmer.data.load import load
+from jmer.data.pipeline import pipeline
+from jmer.data.splits import split
+from jmer.train import inputs
+from jmer.train.evaluate import Prediction, make_predict, metric_of, sweep
+from jmer.train.experiment import data_from_json
+
+SIDES = ('train', 'validation', 'test')
+
+
+def evaluate(name: str, data_dir: Path | None, part: str) -> dict[str, Any]:
+    """Metrics, figures per class and predictions of weights on a part of a corpus, ready for JSON.
+
+    part: 'train', 'validation' or 'test' as the weights' protocol has it; a part of the corpus, 'fold3';
+    or 'all' that the folder holds. Raises ValueError for a part that is not there, or features of
+    another version than the weights were trained on.
+    """
+    model, variables, card = pretrained.load(name)
+    spec, _ = inputs.spec_from_json(card)
+    corpus = load(spec.name, data_dir, [stream.name for stream in spec.streams])
+    if corpus.spec.version != spec.version:
+        raise ValueError(f'{spec.name}: these are features of version {corpus.spec.version}; the weights were '
+                         f'trained on version {spec.version}')
+    items = select(corpus, part, card)
+    states, predictions = _run(model, variables, card, items, corpus.spec)
+    target = spec.targets[0]
+    known = set(card['groups']['train']) | set(card['groups']['validation'])
+    result = {
+        'checkpoint': name, 'model': card['model'], 'corpus': spec.name, 'split': part,
+        'n': sum(p.truth is not None and _labelled(p.truth) for p in predictions),
+        'seen_in_training': sum(item.group in known for item in items),
+        'items': len(items),
+        'metrics': metric_of(target).compute(states),
+    }
+    if target.kind != 'distribution':
+        result['per_class'] = {
+            figure: dict(zip(target.names, values.tolist(), strict=True))
+            for figure, values in metrics.per_class(states).items()}
+    return checkpoint.plain(_no_nan({**result, 'predictions': _as_json(predictions, card)}))
+
+
+def predict(name: str, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Predictions for a user's files; files of one folder and stem are the streams of one clip.
+
+    Errors as `data.features.clip`.
+    """
+    model, variables, card = pretrained.load(name)
+    spec, _ = inputs.spec_from_json(card)
+    clips: dict[Path, list[str]] = {}
+    for path in paths:
+        clips.setdefault(Path(path).with_suffix(''), []).append(path)
+    items = [features.clip(spec, *files) for files in clips.values()]
+    items = [item._replace(id=str(clip)) for item, clip in zip(items, clips, strict=True)]
+    _, predictions = _run(model, variables, card, items, spec, labelled=False)
+    return checkpoint.plain(_as_json(predictions, card))
+
+
+def select(corpus: Corpus, part: str, card: dict[str, Any]) -> tuple[Item, ...]:
+    """The items that a user means by `part`."""
+    if part == 'all':
+        return corpus.items
+    if part in SIDES:
+        chosen = getattr(split(corpus, data_from_json(card['data']).protocol), part)
+        if not chosen:
+            raise ValueError(f'the protocol of these weights has no {part} side; name a part of the corpus '
+                             f'({", ".join(sorted({item.part for item in corpus.items}))}) or all')
+        return chosen
+    chosen = tuple(item for item in corpus.items if item.part == part)
+    if not chosen:
+        raise ValueError(f'{corpus.spec.name} has no part {part!r} here; found '
+                         f'{", ".join(sorted({item.part for item in corpus.items}))}')
+    return chosen
+
+
+def publish(run: str, folder: Path, results: Iterable[str], store: str) -> dict[str, Any]:
+    """Publishes a finished run's weights; the card gains the test results of other runs of the recipe.
+
+    Raises ValueError where such a run differs in more than its protocol and seed, or has no test result.
+    """
+    _, variables, card = pretrained.load(run)
+    card = {key: value for key, value in card.items() if key not in ('params_sha256', 'stored_as')}
+    others = []
+    for other in results:
+        theirs = checkpoint.read_json(pretrained.locate(other) / 'card.json')
+        if _recipe(theirs) != _recipe(card):
+            raise ValueError(f'{other}: found another recipe than that of {run}')
+        if 'test' not in theirs['metrics']:
+            raise ValueError(f'{other}: found no test result on its card')
+        others.append({'command': theirs['command'], 'test': theirs['data']['protocol']['test'],
+                       **theirs['metrics']['test']})
+    if others:
+        card['results'] = others
+        names = [k for k in others[0] if isinstance(others[0][k], float)]
+        card['mean'] = {k: statistics.fmean(one[k] for one in others) for k in names}
+        if len(others) > 1:
+            card['deviation'] = {k: statistics.stdev(one[k] for one in others) for k in names}
+    return checkpoint.publish(folder, variables, card, store)
+
+
+def _recipe(card: dict[str, Any]) -> dict[str, Any]:
+    data = {key: value for key, value in card['data'].items() if key != 'protocol'}
+    return {'data': data, **{key: card[key] for key in ('model', 'fields', 'features', 'training')}}
+
+
+def _run(model, variables, card, items: Sequence[Item], spec: Spec, labelled: bool = True):
+    """Metric sums and predictions, on as many devices as there are."""
+    data = data_from_json(card['data'])
+    spec = dataclasses.replace(spec, targets=inputs.spec_from_json(card)[0].targets)
+    ready = inputs.standardise(inputs.shape(items, data), inputs.spec_from_json(card)[1])
+    mesh = parallel.mesh()
+    size = -(-data.batch_size // mesh.size) * mesh.size
+    batches = pipeline(ready, spec, data.streams, data.target if labelled else None, size, buckets=4)
+    run = parallel.compile_predict(make_predict(model, spec.targets[0]), mesh)
+    return sweep(run, parallel.replicate(variables, mesh), batches, mesh)
+
+
+def _labelled(truth: Any) -> bool:
+    truth = np.asarray(truth)
+    return bool(truth >= 0) if truth.dtype.kind == 'i' else not np.isnan(truth).any()
+
+
+def _as_json(predictions: Sequence[Prediction], card: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry an utterance or turn: what is predicted, how sure, and the truth where it is known."""
+    target = card['target']
+    lines = []
+    for p in predictions:
+        line: dict[str, Any] = {'id': p.id}
+        scores = dict(zip(target['names'], np.asarray(p.scores, np.float64).tolist(), strict=True))
+        if target['kind'] == 'class':
+            line |= {'predicted': max(scores, key=scores.__getitem__)}
+        line['values' if target['kind'] == 'regression' else 'probabilities'] = scores
+        if p.truth is not None and _labelled(p.truth):
+            line['label'] = (target['names'][int(p.truth)] if target['kind'] == 'class'
+                             else np.asarray(p.truth).tolist())
+        lines.append(line)
+    return lines
+
+
+def _no_nan(value: Any) -> Any:
+    """JSON has no NaN: a figure without any item to stand on is null."""
+    if isinstance(value, dict):
+        return {k: _no_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and value != value else value
