@@ -31,7 +31,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ from jmer.types import Variables
 
 RUN_FORMAT = 'jmer run 1'
 SEAL = 'seal.json'
+STORES = 'float32', 'float16', 'bfloat16'
 FILE_SIZE = 3 << 20
 """Bytes after which Orbax begins a new data file. It overshoots by a chunk or so; hosts of git
 repositories and reviewers are comfortable below 5 MB."""
@@ -147,7 +148,7 @@ class Run:
     def best(self) -> int | None:
         """The sound step with the best metric, the earliest of equals, or None. Warns like `latest`."""
         self.wait()
-        return next((s for s in self._ranked() if self._is_sound(s)), None)
+        return next(iter([s for s in self._ranked() if self._is_sound(s)]), None)
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """What was measured at `step`; None stands for NaN and infinities."""
@@ -263,17 +264,19 @@ class Run:
 
 
 def publish(folder: str | os.PathLike, variables: Variables, card: Mapping[str, Any],
-            store: Literal['float32', 'float16', 'bfloat16'] = 'float32') -> dict[str, Any]:
+            store: str = 'float32') -> dict[str, Any]:
     """Writes weights and card for others to use; returns the card as written.
 
     variables: nested dicts of arrays, {'params': ...} and what the model keeps beside them.
     card: JSON; 'params_sha256' (the fingerprint of what `load` gives) and 'stored_as' are added.
-    store: the type that floats are stored in; `load` always gives float32.
+    store: what floats are stored as: 'float32', 'float16' or 'bfloat16'; `load` always gives float32.
 
     Weights that are there already are left as they are, so that a repeated run changes no file.
     With several processes, all call it, on one file system; the main one writes.
     Raises ValueError where a leaf is not finite, overflows `store` or is no array of a usual type.
     """
+    if store not in STORES:
+        raise ValueError(f'store: found {store!r}, expected one of {", ".join(STORES)}')
     for path, _ in jax.tree_util.tree_flatten_with_path(variables)[0]:
         if not all(isinstance(getattr(key, 'key', None), str) and '/' not in key.key for key in path):
             raise ValueError(f'variables{jax.tree_util.keystr(path)}: expected nested dicts, '

@@ -19,7 +19,7 @@ touches JAX, `shard` with each process's own rows, everything else unchanged.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -73,7 +73,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.device_put(copies, NamedSharding(mesh, PartitionSpec()))
 
 
-def compile_step(step: Step, mesh: Mesh, via: Literal['jit', 'pmap'] = 'jit') -> Step:
+def compile_step(step: Step, mesh: Mesh, via: str = 'jit') -> Step:
     """`step` compiled for `mesh`; the state that goes in is donated, use the one that comes out.
 
     state: from `replicate` or from the last call. batch: from `shard`. key: the same on every process.

@@ -81,7 +81,8 @@ def test_an_abstract_state_is_enough(tmp_path):
         run.save(1, state, {'uar': 0.5})
         found = run.restore(1, jax.eval_shape(lambda: state))
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(found))
-    assert [b[1:] for b in map(bits, jax.tree.leaves(found))] == [b[1:] for b in map(bits, jax.tree.leaves(state))]
+    host = jax.tree.map(np.asarray, (found, state))
+    assert bits(host[0]) == bits(host[1])
 
 
 @pytest.mark.parametrize('before, after', [(1, 8), (8, 1), (8, 2)])
@@ -137,11 +138,12 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
 
 def test_a_state_of_something_else_is_refused_leaf_by_leaf(tmp_path):
     with Run(tmp_path, 'uar') as run:
-        run.save(1, {'a': np.zeros((3, 4), 'float32'), 'b': np.zeros(2, 'float32'), 'c': 1, 'd': 0}, {'uar': 1.0})
+        state = {'a': np.zeros((3, 4), 'float32'), 'b': np.zeros(2, 'float32'), 'c': 1, 'd': 0}
+        run.save(1, state, {'uar': 1.0})
         wrong = {'a': jnp.zeros((4, 3)), 'b': jnp.zeros(2, 'bfloat16'), 'c': 1, 'e': [np.int32(0)]}
         with pytest.raises(ValueError) as fault:
             run.restore(1, wrong)
-        with pytest.raises(ValueError, match='4 leaves|3 leaves'):
+        with pytest.raises(ValueError, match='3 leaves differ'):
             run.restore(1, wrong, partial=True)
     for line in ('a: found float32[3,4], expected float32[4,3]', 'b: found float32[2], expected bfloat16[2]',
                  'surplus  d: found int64[]', 'missing  e/0: expected int32[]', '4 leaves', 'checkpoints/1'):
@@ -158,7 +160,7 @@ def delete(path):
 
 
 def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
 
 
 def flip(path):
@@ -170,7 +172,8 @@ def flip(path):
 @pytest.mark.parametrize('damage', [delete, truncate, flip])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_last_good_one(tmp_path, damage):
     folder = saved(tmp_path / 'run', 2)
-    names = [p.relative_to(folder / '2') for p in files_of(folder / '2') if damage is delete or p.stat().st_size]
+    files = [p for p in files_of(folder / '2') if damage is delete or p.stat().st_size]
+    names = [p.relative_to(folder / '2') for p in files]
     assert len(names) > 5
     for name in names:
         if name.name == 'seal.json' and damage is flip:
@@ -191,10 +194,11 @@ def test_a_seal_of_something_else_is_damage(tmp_path):
     folder = saved(tmp_path, 2)
     (folder / '2' / 'seal.json').write_text('{"step": 2}')
     run = Run(tmp_path)
-    with pytest.raises(ValueError, match='seal.json'):
+    with pytest.raises(ValueError, match=r'seal\.json'):
         run.restore(2, numbers(0))
-    with pytest.warns(UserWarning, match='seal.json'):
+    with pytest.warns(UserWarning, match=r'seal\.json'):
         assert run.best() == 1
+    assert run.steps() == [1]
 
 
 def test_training_goes_on_over_a_damaged_checkpoint_without_touching_it(tmp_path):
@@ -229,12 +233,12 @@ def test_folders_of_others_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"\['100'\] and no run.json"):
             Run(tmp_path, metric)
     saved(tmp_path / 'mine', 1)
-    with pytest.raises(ValueError, match="'uar'.*'accuracy'"):
+    with pytest.raises(ValueError, match=r"'uar'.*'accuracy'"):
         Run(tmp_path / 'mine', 'accuracy')
-    with pytest.raises(ValueError, match="'higher': True.*'higher': False"):
+    with pytest.raises(ValueError, match=r"'higher': True.*'higher': False"):
         Run(tmp_path / 'mine', 'uar', higher=False)
     (tmp_path / 'mine' / 'checkpoints' / 'run.json').write_text('{"format": "something"}')
-    with pytest.raises(ValueError, match="'something'.*'format'"):
+    with pytest.raises(ValueError, match=r"'something'.*'format'"):
         Run(tmp_path / 'mine')
 
 
@@ -248,7 +252,7 @@ def test_misuse_is_named(tmp_path):
     with Run(tmp_path, 'uar') as run:
         with pytest.raises(ValueError, match=r"found \['loss'\], expected 'uar'"):
             run.save(2, numbers(2), {'loss': 1.0})
-        with pytest.raises(ValueError, match='keys/0.*folded'):
+        with pytest.raises(ValueError, match=r'keys/0.*folded'):
             run.save(2, {'keys': [jax.random.key(0)]}, {'uar': 1.0})
         with pytest.raises(ValueError, match='name: found str'):
             run.save(2, {'name': 'x'}, {'uar': 1.0})
@@ -283,10 +287,11 @@ def test_no_space_is_said_in_the_systems_words(tmp_path, monkeypatch):
     """The text that Orbax and TensorStore raise on a full tmpfs, as recorded there."""
     def fail(*_):
         raise ValueError('RESOURCE_EXHAUSTED: Error writing "w/c/0/0" in OCDBT database at local file "x": '
-                         "Failed to write 510835 bytes to file 17: No space left on device [os_error_code='28']")
+                         'Failed to write 510835 bytes to file 17: '
+                         "No space left on device [os_error_code='28']")
 
     monkeypatch.setattr(checkpoint, '_begin', fail)
-    with Run(tmp_path, 'uar') as run, pytest.raises(OSError, match='step 3: No space left on device;') as fault:
+    with Run(tmp_path, 'uar') as run, pytest.raises(OSError, match='step 3: No space left on') as fault:
         run.save(3, numbers(3), {'uar': 1.0})
     assert fault.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match='could not write params: No space left on device; nothing was changed'):
@@ -307,18 +312,18 @@ def test_kill_9_while_saving_leaves_a_run_to_resume(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     with Run(tmp_path, 'uar') as run:
-        latest = run.latest()                           # a warning of a torn checkpoint would be an error here
+        latest = run.latest()                   # a warning of a torn checkpoint would be an error
         assert latest is not None and latest >= 2
         for step in run.steps():
             found = run.restore(step, big_numbers(0))
             assert found['step'] == step and (found['w'] == step).all()
-        run.save(latest + 1, big_numbers(latest + 1), {'uar': 1.0})
-        assert run.latest() == latest + 1
+        run.save(latest + 9, big_numbers(latest + 9), {'uar': 1.0})
+        assert run.latest() == latest + 9
     assert not [p for p in folder.iterdir() if '.part' in p.name]
 
 
 def big_numbers(step):
-    return {'step': step, 'w': np.full((1000, 2000), step, 'float32') }
+    return {'step': step, 'w': np.full((1000, 2000), step, 'float32')}
 
 
 def save_for_ever(folder):
@@ -331,8 +336,9 @@ def save_for_ever(folder):
 
 def make_variables(seed=0, size=8):
     rng = np.random.default_rng(seed)
-    return {'params': {f'layer{i}': {'kernel': rng.normal(size=(size, size)).astype('float32'),
-                                     'bias': jnp.asarray(rng.normal(size=size), 'float32')} for i in range(3)},
+    layers = {f'layer{i}': {'kernel': rng.normal(size=(size, size)).astype('float32'),
+                            'bias': jnp.asarray(rng.normal(size=size), 'float32')} for i in range(3)}
+    return {'params': layers,
             'batch_stats': {'norm': {'count': np.int32(3), 'mean': np.zeros(4, 'float32')}}}
 
 
@@ -374,10 +380,12 @@ def test_equal_weights_are_not_written_again(tmp_path):
     assert snapshot(folder) == before
     checkpoint.publish(folder, variables, {'a': 2})
     after = snapshot(folder)
-    assert {p for p in before if before[p] != after[p]} == {Path('card.json')} and before.keys() == after.keys()
+    assert before.keys() == after.keys()
+    assert {p for p in before if before[p] != after[p]} == {Path('card.json')}
     for changed, store in ((make_variables(1), 'float32'), (make_variables(1), 'bfloat16')):
         checkpoint.publish(folder, changed, {'a': 2}, store)
-        expected = jax.tree.map(lambda x: np.asarray(x).astype(store).astype('float32'), changed['params'])
+        expected = {name: {k: np.asarray(x).astype(store).astype('float32') for k, x in layer.items()}
+                    for name, layer in changed['params'].items()}
         assert bits(checkpoint.load(folder)[0]['params']) == bits(expected)
     assert {p.name for p in folder.iterdir()} == {'card.json', 'params'}
 
@@ -426,6 +434,7 @@ def test_every_fault_of_published_weights_names_its_file(tmp_path):
     (np.array([1.0, np.nan], 'float32'), 'float32', 'params/w: not finite'),
     (np.array([1e5], 'float32'), 'float16', 'params/w: not finite when stored as float16.*100000'),
     (np.zeros(2, 'float64'), 'float32', 'params/w: found float64'),
+    (np.zeros(2, 'float32'), 'int8', "store: found 'int8', expected one of float32, float16, bfloat16"),
     ('text', 'float32', 'params/w: found str'),
     ([np.zeros(2, 'float32')], 'float32', 'nested dicts'),
     ({'a/b': np.zeros(2, 'float32')}, 'float32', 'nested dicts'),
@@ -441,16 +450,14 @@ def test_fingerprint_sees_names_dtypes_shapes_and_bytes():
     same = {'params': {'b': jnp.zeros(2, 'int32'), 'a': jnp.arange(6, dtype='float32').reshape(2, 3)}}
     assert checkpoint.fingerprint(base) == checkpoint.fingerprint(same)
     transposed = np.asfortranarray(base['params']['a'])
-    assert checkpoint.fingerprint({'params': base['params'] | {'a': transposed}}) == checkpoint.fingerprint(base)
+    same = {'params': base['params'] | {'a': transposed}}
+    assert checkpoint.fingerprint(base) == checkpoint.fingerprint(same)
     others = [{'a': base['params']['a'].reshape(3, 2)}, {'b': np.zeros(2, 'float32')},
               {'b': np.zeros(3, 'int32')}, {'c': np.zeros(2, 'int32')}, {'b': np.array([0, 1], 'int32')}]
     prints = {checkpoint.fingerprint({'params': base['params'] | other}) for other in others}
     assert len(prints | {checkpoint.fingerprint(base)}) == len(others) + 1
     # Cards in the world carry fingerprints: the recipe may never change.
-    assert checkpoint.fingerprint(base) == PINNED
-
-
-PINNED = ''
+    assert checkpoint.fingerprint(base) == '379fd687bfa0cbef4baf63577ebc2b00971085a36abb781528334ff018e68291'
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

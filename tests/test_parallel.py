@@ -81,7 +81,7 @@ def test_trajectory_depends_neither_on_devices_nor_on_the_door(one_device, devic
     assert state['step'] == expected['step'] == 8
     assert difference(expected['params'], start()['params']) > 0.1      # it did train
     assert difference(state['params'], expected['params']) < 1e-6
-    np.testing.assert_allclose(losses, expected_losses, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize('via', ['jit', 'pmap'])
@@ -128,7 +128,8 @@ def test_jit_draws_the_same_masks_on_any_number_of_devices():
     for devices in (1, 8):
         mesh = some(devices)
         run = parallel.compile_step(drop, mesh)
-        kept.append(parallel.fetch(run(parallel.replicate({}, mesh), parallel.shard(batch, mesh), jax.random.key(3))[1]))
+        _, rows = run(parallel.replicate({}, mesh), parallel.shard(batch, mesh), jax.random.key(3))
+        kept.append(parallel.fetch(rows))
     np.testing.assert_array_equal(*kept)
     assert 0 < kept[0].mean() < 1
 
@@ -142,25 +143,27 @@ def test_pmap_draws_other_masks_on_every_device():
         return state, all_masks
 
     run = parallel.compile_step(step, mesh, 'pmap')
-    _, masks = run(parallel.replicate({}, mesh), parallel.shard(np.ones((8, 1), 'f4'), mesh), jax.random.key(0))
+    batch = parallel.shard(np.ones((8, 1), 'f4'), mesh)
+    _, masks = run(parallel.replicate({}, mesh), batch, jax.random.key(0))
     assert len({bytes(m) for m in np.asarray(masks)}) == 8
 
 
-def test_donation_takes_nothing_from_the_caller():
-    mesh = some(8)
-    ours = {'a': jnp.ones(3), 'b': np.ones(3, 'f4')}
+@pytest.mark.parametrize('devices', [1, 8])
+def test_donation_takes_nothing_from_the_caller(devices):
+    mesh = some(devices)
+    ours = {'a': jnp.ones(1 << 16), 'b': np.ones(1 << 16, 'f4')}
     ours['c'] = ours['a']                                # one buffer twice must not be donated twice
 
     def step(state, batch, key):
         return jax.tree.map(lambda x: x + 1, state), batch.sum()
 
-    state = parallel.replicate(ours, mesh)
-    after, _ = parallel.compile_step(step, mesh)(state, parallel.shard(np.ones(8, 'f4'), mesh), jax.random.key(0))
+    state, batch = parallel.replicate(ours, mesh), parallel.shard(np.ones(8, 'f4'), mesh)
+    after, _ = parallel.compile_step(step, mesh)(state, batch, jax.random.key(0))
     assert state['a'].is_deleted()
     for x in ours.values():
-        np.testing.assert_array_equal(x, np.ones(3))
+        assert (np.asarray(x) == 1).all()
     for x in parallel.fetch(after).values():
-        np.testing.assert_array_equal(x, np.full(3, 2.0))
+        assert (x == 2).all()
 
 
 def test_predict_keeps_the_order_of_rows():
@@ -180,8 +183,7 @@ def test_rows_that_do_not_divide_are_refused_by_name():
 
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="'pmapp'"):
-        parallel.compile_step.__wrapped__(step, some(1), 'pmapp') if hasattr(
-            parallel.compile_step, '__wrapped__') else parallel.compile_step(step, some(1), 'pmapp')
+        parallel.compile_step(step, some(1), 'pmapp')
     with pytest.raises(ValueError, match='all of them or none'):
         parallel.start_processes('localhost:1', 2)
     with pytest.raises(ValueError, match='expected 0 to 1'):
@@ -223,7 +225,8 @@ def main(address, count, index, via, folder):
         state, losses = train(mesh, via, data[:4])
         run.save(4, state, {'loss': losses[-1]})
         run.wait()
-        state, losses = train(mesh, via, data[4:], run.restore(run.latest(), parallel.replicate(start(), mesh)))
+        state = run.restore(run.latest(), parallel.replicate(start(), mesh))
+        state, losses = train(mesh, via, data[4:], state)
         run.save(8, parallel.replicate(state, mesh), {'loss': losses[-1]})
     split = parallel.shard(np.arange(16)[rows], mesh)
     np.testing.assert_array_equal(parallel.fetch(split), np.arange(16))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jmer.layers.dropout import drop, keep_masks, keep_probability
+from jmer.layers.dropout import drop, dropout, keep_mask, keep_probability
 from jmer.layers.position import positions
 
 Weights = dict[str, Any]
@@ -139,6 +139,44 @@ def _columns(weights: Weights, part: slice) -> Weights:
     return {'kernel': weights['kernel'][:, part], 'bias': weights['bias'][part]}
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scan_layers(layer, x, weights, shared, keys, constant):
+    """x through layers of stacked weights: `x = layer(x, weights[i], shared, keys[i], constant)`.
+
+    Gradients flow to x, weights and shared. Only x is kept for the backward pass, and every layer is computed again. That is
+    `jax.checkpoint` in `jax.lax.scan`, but that pair moves all that does not depend on x (zeros, masks, counters) out of the
+    loop, where it becomes arrays to be read instead of numbers in registers.
+    """
+    return _scan_layers(layer, x, weights, shared, keys, constant)[0]
+
+
+def _scan_layers(layer, x, weights, shared, keys, constant):
+    def step(x, per_layer):
+        w, key = per_layer
+        return layer(x, w, shared, key, constant), x
+
+    out, inputs = jax.lax.scan(step, x, (weights, keys))
+    return out, (inputs, weights, shared, keys, constant)
+
+
+def _scan_layers_backward(layer, saved, dout):
+    inputs, weights, shared, keys, constant = saved
+
+    def step(carry, per_layer):
+        dx, dshared = carry
+        x, w, key = per_layer
+        _, pull = jax.vjp(lambda *args: layer(*args, key, constant), x, w, shared)
+        dx, dw, ds = pull(dx)
+        return (dx, jax.tree.map(jnp.add, dshared, ds)), dw
+
+    start = dout, jax.tree.map(jnp.zeros_like, shared)
+    (dx, dshared), dweights = jax.lax.scan(step, start, (inputs, weights, keys), reverse=True)
+    return dx, dweights, dshared, None, None
+
+
+scan_layers.defvjp(_scan_layers, _scan_layers_backward)
+
+
 class Encoder(nn.Module):
     """The encoder of MulT (Tsai et al., ACL 2019): pre-norm layers that read themselves or a source.
 
@@ -175,26 +213,20 @@ class Encoder(nn.Module):
         weights = self.param('layers', self._init_layers, width)
         norm = {'scale': self.param('scale', nn.initializers.ones, (width,)),
                 'bias': self.param('bias', nn.initializers.zeros, (width,))}
-        keys: Any = [None] * (self.layers + 1)
-        if train and any((self.attention_dropout, self.relu_dropout, self.residual_dropout, self.embed_dropout)):
+        rates = (self.attention_dropout, self.relu_dropout, self.residual_dropout, self.embed_dropout)
+        keys: Any = None
+        if train and any(rates):
             keys = jax.random.split(self.make_rng('dropout'), self.layers + 1)
 
-        source_mask = mask if source_mask is None else source_mask
-        seen = visible(mask, source_mask, causal=self.causal)
-        x, *source = self._embed(keys[0], x, *([] if source is None else [source, source]))
-        source = [normalise(s) for s in source]
-
-        @jax.checkpoint
-        def layer(x, weights_key):
-            return self._layer(*weights_key, x, source, seen), None
-
-        def pick(part):
-            return jax.tree.map(lambda w: w[part], weights), None if keys[0] is None else keys[1:][part]
-
-        x, _ = jax.lax.scan(layer, x, pick(slice(0, self.layers - last)))
+        x, *source = self._embed(x, None if keys is None else keys[0], source)
+        keys = None if keys is None else keys[1:]
+        seen = visible(mask, mask if source_mask is None else source_mask, causal=self.causal)
         if last:
-
-            x = self._layer(*pick(self.layers - 1), x, source, seen, mask)
+            scanned, final = jax.tree.map(lambda w: w[:-1], (weights, keys)), jax.tree.map(lambda w: w[-1], (weights, keys))
+            x = scan_layers(self._layer, x, scanned[0], source, scanned[1], seen)
+            x = self._layer(x, final[0], source, final[1], seen, mask)
+        else:
+            x = scan_layers(self._layer, x, weights, source, keys, seen)
         return normalise(x) * norm['scale'][None, None] + norm['bias'][None, None]
 
     def _init_layers(self, key: PRNGKeyArray, width: int) -> Weights:
@@ -216,18 +248,17 @@ class Encoder(nn.Module):
             'contract': dense(4 * width, width),
         }
 
-    def _embed(self, key, *inputs):
-        keeps = [None] * len(inputs)
-        if key is not None:
-            keeps = keep_masks(key, [(self.embed_dropout, x.shape) for x in inputs])
+    def _embed(self, x, key, source):
+        inputs = [x] if source is None else [x, source, source]
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
         out = []
-        for x, keep in zip(inputs, keeps, strict=True):
-            scaled = x * math.sqrt(x.shape[-1])
-            out.append(drop(scaled + positions(x) if self.positions else scaled, self.embed_dropout, keep))
-        return out
+        for y, k in zip(inputs, keys, strict=False):
+            scaled = y * math.sqrt(y.shape[-1])
+            out.append(dropout(scaled + positions(y) if self.positions else scaled, self.embed_dropout, k))
+        return [out[0], *map(normalise, out[1:])]
 
-    def _layer(self, weights, key, x, source, seen, last=None):
-        b, t, d = x.shape
+    def _layer(self, x, weights, source, key, seen, last=None):
+        d = x.shape[-1]
         qkv = _fold(weights['attention_norm'], weights['query_key_value'])
         y = normalise(x)
         if source:
@@ -236,14 +267,13 @@ class Encoder(nn.Module):
         else:
             q, k, v = jnp.split(_dense(qkv, y), 3, axis=-1)
         if last is not None:
-            q, x = last_present(q, last), last_present(x, last)
-            seen = last_present(seen, last)
-            t = 1
-        rates = (self.attention_dropout, self.residual_dropout, self.relu_dropout, self.residual_dropout)
-        shapes = ((b, self.heads, k.shape[1], t), (b, t, d), (b, t, 4 * d), (b, t, d))
-        keeps = [None] * 4 if key is None else keep_masks(key, list(zip(rates, shapes, strict=True)))
-        y = attend(q, k, v, seen, keeps[0], self.attention_dropout, self.heads)
-        x = x + drop(_dense(weights['attention_out'], y), self.residual_dropout, keeps[1])
+            q, x, seen = last_present(q, last), last_present(x, last), last_present(seen, last)
+        keys = [None] * 4 if key is None else jax.random.split(key, 4)
+        keep = None
+        if key is not None and keep_probability(self.attention_dropout) < 1:
+            keep = keep_mask(keys[0], self.attention_dropout, (x.shape[0], self.heads, k.shape[1], q.shape[1]))
+        y = attend(q, k, v, seen, keep, self.attention_dropout, self.heads)
+        x = x + dropout(_dense(weights['attention_out'], y), self.residual_dropout, keys[1])
         y = nn.relu(_dense(_fold(weights['feedforward_norm'], weights['expand']), normalise(x)))
-        y = _dense(weights['contract'], drop(y, self.relu_dropout, keeps[2]))
-        return x + drop(y, self.residual_dropout, keeps[3])
+        y = _dense(weights['contract'], dropout(y, self.relu_dropout, keys[2]))
+        return x + dropout(y, self.residual_dropout, keys[3])

@@ -7,7 +7,6 @@ are a fifth of a training step of a transformer on a CPU otherwise, and a twenti
 """
 
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -42,40 +41,32 @@ def threefry(key: tuple[Words, Words], count: tuple[Words, Words]) -> tuple[Word
     return x, y
 
 
-def keep_masks(
-    key: PRNGKeyArray, sites: Sequence[tuple[float, Shape]]
-) -> list[Bool[Array, '...'] | None]:
-    """For every (rate, shape) a mask that is True where an entry is kept; None where nothing is dropped.
+def keep_mask(key: PRNGKeyArray, rate: float, shape: Shape) -> Bool[Array, '...']:
+    """True where an entry is kept; a function of key, rate and shape, however it is sharded.
 
-    All shapes begin with the same axis, usually the batch, along which the draw can be sharded. One draw
-    serves all sites: that is cheaper than one each. The values do not depend on how the axis is sharded.
+    The first axis, usually the batch, is kept apart all the way, so that the draw can be sharded along it.
     """
-    active = [(rate, shape) for rate, shape in sites if keep_probability(rate) < 1]
-    if not active:
-        return [None] * len(sites)
-    rows = active[0][1][0]
-    words = [-(-math.prod(shape[1:]) // 4) for _, shape in active]       # a row, for each site
-    half = -(-sum(words) // 2)
-    seed = jax.random.bits(key, (2,), jnp.uint32)       # of any kind of key
-    count = [jax.lax.broadcasted_iota(jnp.uint32, (rows, half), axis) for axis in (0, 1)]
-    drawn = jnp.concatenate(threefry((seed[0], seed[1]), (count[0], count[1])), axis=1)
-    masks, start = [], 0
-    for (rate, shape), n in zip(active, words, strict=True):
-        masks.append(_compare(drawn[:, start:start + n], rate, shape))
-        start += n
-    return [masks.pop(0) if keep_probability(rate) < 1 else None for rate, _ in sites]
-
-
-def _compare(words: UInt32[Array, 'b w'], rate: float, shape: Shape) -> Bool[Array, '...']:
-    """Four decisions a word. Shifts and compares, byte after byte: a bitcast would not be vectorised."""
+    rows, entries = shape[0], math.prod(shape[1:])
+    seed = jax.random.bits(key, (2,), jnp.uint32)       # whatever the kind of key
+    blocks = (rows, -(-entries // 8))
+    row, column = (jax.lax.broadcasted_iota(jnp.uint32, blocks, axis) for axis in (0, 1))
+    words = jnp.concatenate(threefry((seed[0], seed[1]), (row, column)), axis=1)
+    # Byte after byte by shifts and compares: a bitcast to uint8 would not be vectorised.
     dropped = jnp.uint32(round((1 - keep_probability(rate)) * LEVELS))
     kept = [(words >> jnp.uint32(8 * byte)) & jnp.uint32(255) >= dropped for byte in range(4)]
-    return jnp.concatenate(kept, axis=1)[:, :math.prod(shape[1:])].reshape(shape)
+    return jnp.concatenate(kept, axis=1)[:, :entries].reshape(shape)
 
 
 def drop(x: Float[Array, '...'], rate: float, keep: Bool[Array, '...'] | None) -> Float[Array, '...']:
     """x where kept, scaled up to keep its expectation, and 0 elsewhere; x itself without a mask."""
     return x if keep is None else jnp.where(keep, x * (1 / keep_probability(rate)), 0)
+
+
+def dropout(x: Float[Array, 'b *d'], rate: float, key: PRNGKeyArray | None) -> Float[Array, 'b *d']:
+    """Dropout with this key; x itself without a key or a rate."""
+    if key is None or keep_probability(rate) == 1:
+        return x
+    return drop(x, rate, keep_mask(key, rate, x.shape))
 
 
 class Dropout(nn.Module):
@@ -85,7 +76,5 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b *d'], *, train: bool) -> Float[Array, 'b *d']:
-        if not train or keep_probability(self.rate) == 1:
-            return x
-        keep, = keep_masks(self.make_rng('dropout'), [(self.rate, x.shape)])
-        return drop(x, self.rate, keep)
+        active = train and keep_probability(self.rate) < 1
+        return dropout(x, self.rate, self.make_rng('dropout') if active else None)

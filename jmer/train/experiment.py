@@ -77,11 +77,13 @@ class Loss:
     name: see `losses.supervised`; empty: the usual one for the kind of target.
     class_weights: one for each class; empty: all one.
     label_smoothing: share of the probability that is spread over all classes.
+    gamma: exponent of the focal loss.
     """
 
     name: str = ''
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
+    gamma: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,7 +192,8 @@ def loss_of(experiment: Experiment, target: Target) -> Callable:
     settings = experiment.loss
     usual = losses.supervised(target.kind, settings.name or None,
                               class_weights=settings.class_weights or None,
-                              label_smoothing=settings.label_smoothing)
+                              label_smoothing=settings.label_smoothing,
+                              gamma=settings.gamma if settings.name == 'focal' else None)
     return lambda model, out, batch: {'label': usual(out.logits, batch.labels[target.name])}
 
 

@@ -44,6 +44,11 @@ def utterances():
     return synthetic.corpus(dialogues=(0, 0, 200)).items
 
 
+@pytest.fixture(scope='module')
+def table(dialogues):
+    return bayes.ceilings(LAW, dialogues)
+
+
 def labels(items):
     return np.concatenate([np.atleast_1d(item.labels['emotion']) for item in items])
 
@@ -350,9 +355,8 @@ def test_without_speakers_it_is_calibrated_too(dialogues):
     assert abs(result['expected'] - result['accuracy']) < 4 * result['accuracy_error']
 
 
-def test_more_to_see_is_never_worse(dialogues):
+def test_more_to_see_is_never_worse(dialogues, table):
     """Expected accuracies on one test part: more streams, more context, and knowing who speaks."""
-    table = bayes.ceilings(LAW, dialogues)
     assert list(table) == ['+'.join(s) for s in SUBSETS]
     for row in table.values():
         assert row['none']['expected'] < row['online']['expected'] < row['offline']['expected']
@@ -497,7 +501,7 @@ def test_what_cannot_be_judged_is_refused(utterances, dialogues):
         bayes.posterior(LAW, [item._replace(streams={'text': item.streams['text'][:2]})])
 
 
-def test_the_page_shows_these_ceilings(dialogues):
+def test_the_page_shows_these_ceilings(table):
     """docs/toy.md is cited: its table of the default test part is what this code computes."""
     page = (Path(__file__).parents[2] / 'docs' / 'toy.md').read_text()
     rows = {
@@ -506,7 +510,6 @@ def test_the_page_shows_these_ceilings(dialogues):
         for cells in [[c.strip() for c in line.strip('|').split('|')]]
         if cells[0].startswith('`')
     }
-    table = bayes.ceilings(LAW, dialogues)
     assert set(rows) == set(table)
     for name, row in table.items():
         found = [100 * row[context]['expected'] for context in bayes.CONTEXTS]
