@@ -20,7 +20,7 @@ FAMILIES = ('utterance', 'dialogue', 'speech')
 
 def _names() -> dict[str, str]:
     """Family of every model, by name."""
-    found = {}
+    found: dict[str, str] = {}
     for family in FAMILIES:
         package = importlib.import_module(f'{models.__name__}.{family}')
         found |= {entry.name: family for entry in pkgutil.iter_modules(package.__path__)}

@@ -1,22 +1,24 @@
-"""GMU on RAVDESS, frozen features: Whisper frames at 5 Hz, log-mel frames, action units. Eight classes.
+"""GMU on RAVDESS, frozen features: Whisper frames at 5 Hz and action units. Eight emotions.
 
 One fold (train on three of the four, three speakers of those choose the epoch, the fourth judges):
 
     jmer train ravdess/gmu --data DIR --set data.protocol.test=fold3
+
+Log-mel frames, which jmer computes from any sound file, stand in where Whisper's are missing.
 """
 
 from jmer import zoo
 from jmer.data.splits import Protocol
 from jmer.train.experiment import Data, Experiment, Loss, Optimizer
 
-STREAMS = ('whisper', 'vision')
+STREAMS = ('audio', 'whisper', 'vision')
 
 
 def get() -> Experiment:
     return Experiment(
         model=zoo.create('gmu', classes=8, streams=STREAMS, hidden=256, pooling='mean_std', dropout=0.3),
-        data=Data('ravdess', STREAMS, protocol=Protocol(test=('fold3',), held_out=3),
-                  batch_size=64, drop_modalities=0.1),
+        data=Data('ravdess', STREAMS, protocol=Protocol(test=('fold3',), held_out=3), batch_size=64,
+                  pool=(('audio', 10),), drop_modalities=0.2, stand_ins=(('audio', 'whisper'),)),
         optimizer=Optimizer('adamw', rate=1e-3, schedule='cosine', warmup=0.1, weight_decay=1.0),
         loss=Loss(label_smoothing=0.1),
         epochs=40,

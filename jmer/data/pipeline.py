@@ -8,6 +8,7 @@ completed with rows that are not present.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -103,10 +104,12 @@ def pipeline(
     """
     if not items:
         raise ValueError(f'{spec.name}: there are no items to make batches of')
-    if batch_size % process[1]:
+    if batch_size < 1 or batch_size % process[1]:
         raise ValueError(f'a batch of {batch_size} cannot be shared by {process[1]} processes')
+    if buckets < 1:
+        raise ValueError(f'buckets: found {buckets}, expected at least 1')
     known = spec.target(target) if target else None
-    lengths = [sum(np.prod(item.streams[s].shape[:-1]) for s in streams if s in item.streams)
+    lengths = [sum(math.prod(item.streams[s].shape[:-1]) for s in streams if s in item.streams)
                for item in items]
     parts = np.array_split(np.argsort(lengths, kind='stable'), min(buckets, len(items)))
     made = []
@@ -161,9 +164,9 @@ def _pad_stream(items, name, width, steps, size) -> Stream:
         value = item.streams.get(name)
         if value is None:
             continue
-        where = (row, *(slice(n) for n in value.shape[:-1]))
-        x[where] = value
-        mask[where] = item.masks.get(name, True)
+        inside = tuple(slice(n) for n in value.shape[:-1])
+        x[row][inside] = value
+        mask[row][inside] = item.masks.get(name, True)
     return Stream(x, mask)
 
 
@@ -177,7 +180,7 @@ def _pad_label(items, target: Target, lead: tuple[int, ...]) -> Label:
             continue
         label = np.asarray(item.labels[target.name])
         labelled = label >= 0 if is_class else ~np.isnan(label).any(-1)
-        where = (row, slice(len(label))) if len(lead) == 2 else (row,)
-        mask[where] = labelled
-        value[where] = np.where(labelled if is_class else labelled[..., None], label, 0)
+        inside = slice(len(label)) if len(lead) == 2 else ...
+        mask[row, inside] = labelled
+        value[row, inside] = np.where(labelled if is_class else labelled[..., None], label, 0)
     return Label(value, mask)

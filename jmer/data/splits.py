@@ -48,6 +48,8 @@ def split(corpus: Corpus, protocol: Protocol) -> Splits:
         if unknown:
             raise ValueError(f'{corpus.spec.name} has no part {", ".join(sorted(unknown))} ({field}); '
                              f'found: {", ".join(sorted(parts))}')
+    if protocol.held_out < 0:
+        raise ValueError(f'held_out: found {protocol.held_out}, expected 0 or more groups')
     taken = protocol.test + protocol.validation
     train_parts = protocol.train or tuple(sorted(parts - set(taken)))
     test = _of_parts(corpus, protocol.test)

@@ -97,6 +97,17 @@ def _any_step(mask, item_axes: int):
     return jnp.any(mask, -1) if mask.ndim > item_axes else mask
 
 
+def stand_in(batch: Batch, pairs: Sequence[tuple[str, str]]) -> Batch:
+    """Of each pair, the first stream counts only in items that lack the second."""
+    streams = dict(batch.streams)
+    for substitute, original in pairs:
+        there = _any_step(streams[original].mask, batch.present.ndim)
+        mask = streams[substitute].mask
+        lacking = ~there.reshape(there.shape + (1,) * (mask.ndim - there.ndim))
+        streams[substitute] = streams[substitute]._replace(mask=mask & lacking)
+    return batch._replace(streams=streams)
+
+
 def add_noise(batch: Batch, key: jax.Array, deviation: float) -> Batch:
     """Gaussian noise on every feature; 1 is as strong as a standardised feature."""
     streams = {}

@@ -41,13 +41,17 @@ def threefry(key: tuple[Words, Words], count: tuple[Words, Words]) -> tuple[Word
     return x, y
 
 
-def keep_mask(key: PRNGKeyArray, rate: float, shape: Shape) -> Bool[Array, '...']:
-    """True where an entry is kept; a function of key, rate and shape, however it is sharded.
+def seeds(key: PRNGKeyArray, *shape: int) -> UInt32[Array, '*n 2']:
+    """Seeds for `keep_mask`, as many as `shape` says: one draw outside a loop instead of one in each turn."""
+    return jax.random.bits(key, (*shape, 2), jnp.uint32)
+
+
+def keep_mask(seed: UInt32[Array, '2'], rate: float, shape: Shape) -> Bool[Array, '...']:
+    """True where an entry is kept; a function of seed, rate and shape, however it is sharded.
 
     The first axis, usually the batch, is kept apart all the way, so that the draw can be sharded along it.
     """
     rows, entries = shape[0], math.prod(shape[1:])
-    seed = jax.random.bits(key, (2,), jnp.uint32)       # whatever the kind of key
     blocks = (rows, -(-entries // 8))
     row, column = (jax.lax.broadcasted_iota(jnp.uint32, blocks, axis) for axis in (0, 1))
     words = jnp.concatenate(threefry((seed[0], seed[1]), (row, column)), axis=1)
@@ -62,11 +66,13 @@ def drop(x: Float[Array, '...'], rate: float, keep: Bool[Array, '...'] | None) -
     return x if keep is None else jnp.where(keep, x * (1 / keep_probability(rate)), 0)
 
 
-def dropout(x: Float[Array, 'b *d'], rate: float, key: PRNGKeyArray | None) -> Float[Array, 'b *d']:
-    """Dropout with this key; x itself without a key or a rate."""
-    if key is None or keep_probability(rate) == 1:
+def dropout(
+    x: Float[Array, 'b *d'], rate: float, seed: UInt32[Array, '2'] | None
+) -> Float[Array, 'b *d']:
+    """Dropout with this seed; x itself without a seed or a rate."""
+    if seed is None or keep_probability(rate) == 1:
         return x
-    return drop(x, rate, keep_mask(key, rate, x.shape))
+    return drop(x, rate, keep_mask(seed, rate, x.shape))
 
 
 class Dropout(nn.Module):
@@ -77,4 +83,4 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b *d'], *, train: bool) -> Float[Array, 'b *d']:
         active = train and keep_probability(self.rate) < 1
-        return dropout(x, self.rate, self.make_rng('dropout') if active else None)
+        return dropout(x, self.rate, seeds(self.make_rng('dropout')) if active else None)

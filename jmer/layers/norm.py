@@ -13,7 +13,8 @@ class BatchNorm(nn.Module):
 
     Normalises with the biased variance and remembers the unbiased one, as checkpoints from PyTorch do
     (`flax.linen.BatchNorm` remembers the biased one). Statistics are those of the whole batch, however
-    many devices it is spread over. A batch without a present row leaves the statistics alone.
+    many devices it is spread over. A batch without a present row leaves the statistics alone, and one of a
+    single row the running variance, of which it knows nothing (PyTorch refuses such a batch).
 
     Attributes:
         momentum: weight of the new batch in the running statistics.
@@ -35,14 +36,14 @@ class BatchNorm(nn.Module):
         if train:
             mean, var, count = _moments(x, mask)
             if not self.is_initializing():
-                seen = (count > 0) * self.momentum
                 unbiased = var * count / jnp.maximum(count - 1, 1)
-                running_mean.value += seen * (mean - running_mean.value)
-                running_var.value += seen * (unbiased - running_var.value)
+                running_mean.value += (count > 0) * self.momentum * (mean - running_mean.value)
+                running_var.value += (count > 1) * self.momentum * (unbiased - running_var.value)
         else:
             mean, var = running_mean.value, running_var.value
         inverse = scale / jnp.sqrt(var + self.epsilon)
-        return (x * _spread(inverse, x) + _spread(bias - mean * inverse, x)).astype(x.dtype)
+        # The mean goes first: x * inverse - mean * inverse would cancel where the mean is far from zero.
+        return ((x - _spread(mean, x)) * _spread(inverse, x) + _spread(bias, x)).astype(x.dtype)
 
 
 def _spread(vector, x):

@@ -5,12 +5,15 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jmer import metrics, parallel
+from jmer.data import transforms
 from jmer.data.corpus import Item, Target
 from jmer.data.pipeline import Pipeline
-from jmer.types import Batch, Output, Variables
+from jmer.train.experiment import Data
+from jmer.types import Array, Batch, Output, Variables
 
 
 def metric_of(target: Target) -> metrics.Metric:
@@ -33,22 +36,24 @@ class Prediction(NamedTuple):
 
 def predict(model: nn.Module, variables: Variables, batch: Batch) -> Output:
     """The model's output in evaluation mode: pure, to be jitted, mapped or differentiated as you like."""
-    return model.apply(variables, batch, train=False)
+    out = model.apply(variables, batch, train=False)
+    assert isinstance(out, Output)
+    return out
 
 
-def probabilities(logits: jax.Array, kind: str) -> jax.Array:
+def probabilities(logits: Array, kind: str) -> jax.Array:
     """Scores as they are reported: softmax for classes and distributions, sigmoid for several labels."""
     if kind in ('class', 'distribution'):
         return jax.nn.softmax(logits)
-    return jax.nn.sigmoid(logits) if kind == 'multilabel' else logits
+    return jax.nn.sigmoid(logits) if kind == 'multilabel' else jnp.asarray(logits)
 
 
-def make_predict(model: nn.Module, target: Target) -> Callable[[Variables, Batch], tuple[Any, Any]]:
+def make_predict(model: nn.Module, target: Target, data: Data) -> Callable[[Variables, Batch], tuple[Any, Any]]:
     """A function of (variables, batch) that gives the scores and, with labels, the metric sums."""
     sums = metric_of(target).sums
 
     def run(variables, batch):
-        logits = predict(model, variables, batch).logits
+        logits = predict(model, variables, transforms.stand_in(batch, data.stand_ins)).logits
         measured = sums(logits, batch.labels[target.name]) if batch.labels else {}
         return probabilities(logits, target.kind), measured
 

@@ -33,6 +33,8 @@ class Data:
     truncate: (stream, steps) pairs: keep so many steps.
     drop_modalities: probability that a stream of a training item goes missing.
     noise: deviation of Gaussian noise on the training features.
+    stand_ins: (stream, other) pairs: the stream counts only where the other is missing, as features that
+        anybody can compute stand in for better ones.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Data:
     truncate: tuple[tuple[str, int], ...] = ()
     drop_modalities: float = 0.0
     noise: float = 0.0
+    stand_ins: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def fingerprint(corpus: Corpus, streams: Sequence[str], target: str) -> str:
         digest.update(f'{item.id} {item.group} {item.part}'.encode())
         for name in streams:
             if name in item.streams:
-                digest.update(np.ascontiguousarray(item.streams[name]))
+                digest.update(item.streams[name].tobytes())
         digest.update(np.asarray(item.labels.get(target, 0)).tobytes())
     return digest.hexdigest()
 

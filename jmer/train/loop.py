@@ -6,6 +6,7 @@ best checkpoint, and only then are the test items looked at, with that checkpoin
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -66,7 +67,7 @@ def train(
 
     training = make(splits.train, experiment.data.buckets)
     choosing = make(splits.validation, 1) if splits.validation else None
-    run = parallel.compile_predict(make_predict(experiment.model, target), mesh)
+    run = parallel.compile_predict(make_predict(experiment.model, target, experiment.data), mesh)
     metric = f'validation/{experiment.monitor}' if choosing else 'train/loss'
     higher = experiment.higher if choosing else False
     with checkpoint.Run(workdir, metric, higher) as saved:
@@ -92,9 +93,7 @@ def train(
         if side:
             sums, _ = sweep(run, parallel.replicate(variables, mesh), make(side, 1), mesh)
             card['metrics'][name] = {'n': _count(side, target.name)} | metric_of(target).compute(sums)
-    if parallel.is_main_process():
-        card = checkpoint.publish(workdir / 'weights', parallel.fetch(variables), card)
-    return card
+    return checkpoint.publish(workdir / 'weights', variables, card)
 
 
 def _fit(experiment, target, training, choosing, run, saved, workdir, via, mesh, console) -> TrainState:
@@ -124,7 +123,8 @@ def _fit(experiment, target, training, choosing, run, saved, workdir, via, mesh,
             if experiment.patience and progress.waited >= experiment.patience:
                 break
             start = (epoch - 1) * training.steps_per_epoch
-            for batch in watch.ahead(training, experiment.seed, start, epoch * training.steps_per_epoch):
+            stop = epoch * training.steps_per_epoch
+            for batch in watch.ahead(training, experiment.seed, start, stop, lambda: _busy(pending)):
                 state, sums = step(state, parallel.shard(batch, mesh), key)
                 pending.append(sums)
             log.epoch(epoch)
@@ -145,27 +145,33 @@ def _fit(experiment, target, training, choosing, run, saved, workdir, via, mesh,
 
 
 class Watch:
-    """Reads batches ahead in a thread, and knows how long the run waited for them."""
+    """Reads batches ahead in a thread, and knows how long the devices waited for them."""
 
     def __init__(self) -> None:
-        self._start, self._waited = time.perf_counter(), 0.0
+        self._start, self._idle = time.perf_counter(), 0.0
 
-    def ahead(self, pipeline: Pipeline, seed: int, start: int, stop: int) -> Iterator[Batch]:
-        """Batches `start` to `stop` - 1, the next one being made while the last one is used."""
+    def ahead(
+        self, pipeline: Pipeline, seed: int, start: int, stop: int, busy: Callable[[], bool]
+    ) -> Iterator[Batch]:
+        """Batches `start` to `stop` - 1, two being made while one is used.
+
+        busy: whether the devices still work on the step before; what they work on they do not wait for.
+        """
         with ThreadPoolExecutor(1, 'jmer batches') as reader:
-            following = reader.submit(pipeline.stream, seed, start)
-            for step in range(start, stop):
+            queue = deque(reader.submit(pipeline.stream, seed, k) for k in range(start, min(start + 2, stop)))
+            for step in range(start + 2, stop + 2):
                 before = time.perf_counter()
-                batch = following.result()
-                self._waited += time.perf_counter() - before
-                if step + 1 < stop:
-                    following = reader.submit(pipeline.stream, seed, step + 1)
+                batch = queue.popleft().result()
+                if not busy():
+                    self._idle += time.perf_counter() - before
+                if step < stop:
+                    queue.append(reader.submit(pipeline.stream, seed, step))
                 yield batch
 
     def figures(self, steps: int) -> dict[str, float]:
-        """Milliseconds a step, and the share of them in which the run waited for its input."""
+        """Milliseconds a step, and the share of them in which the devices waited for input, at most."""
         seconds = time.perf_counter() - self._start
-        return {'time/ms_per_step': 1e3 * seconds / steps, 'time/input_wait': self._waited / seconds}
+        return {'time/ms_per_step': 1e3 * seconds / steps, 'time/input_wait': self._idle / seconds}
 
 
 def training_figures(sums: list[Any], metric: Any, last_step: int) -> dict[str, float]:
@@ -207,7 +213,7 @@ def augment_of(experiment: Experiment) -> Callable[[Batch, jax.Array], Batch]:
             batch = transforms.add_noise(batch, noise_key, data.noise)
         if data.drop_modalities:
             batch = transforms.drop_modalities(batch, drop_key, data.drop_modalities)
-        return batch
+        return transforms.stand_in(batch, data.stand_ins)
 
     return augment
 
@@ -221,6 +227,11 @@ def _pipelines(experiment: Experiment, corpus: Corpus, moments: Mapping, mesh) -
                         data.batch_size, buckets, process)
 
     return make
+
+
+def _busy(pending: list[Any]) -> bool:
+    """Whether the devices have not finished the last step."""
+    return bool(pending) and not pending[-1]['finite'].is_ready()
 
 
 def _variables(state: Mapping[str, Any]) -> Variables:

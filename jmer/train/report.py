@@ -33,7 +33,7 @@ def ceiling(card: Mapping[str, Any], corpus: Corpus) -> dict[str, float]:
 
     groups = set(card['groups']['test'])
     items = [item for item in corpus.items if item.group in groups]
-    context = 'offline' if corpus.spec.layout == 'dialogue' else 'none'
+    context: bayes.Context = 'offline' if corpus.spec.layout == 'dialogue' else 'none'
     return bayes.ceiling(synthetic.Law(), items, card['data']['streams'], context)
 
 

@@ -123,7 +123,7 @@ def _run(model, variables, card, items: Sequence[Item], spec: Spec, labelled: bo
     mesh = parallel.mesh()
     size = -(-data.batch_size // mesh.size) * mesh.size
     batches = pipeline(ready, spec, data.streams, data.target if labelled else None, size, buckets=4)
-    run = parallel.compile_predict(make_predict(model, spec.targets[0]), mesh)
+    run = parallel.compile_predict(make_predict(model, spec.targets[0], data), mesh)
     return sweep(run, parallel.replicate(variables, mesh), batches, mesh)
 
 

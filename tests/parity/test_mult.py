@@ -49,19 +49,23 @@ def test_equals_the_authors(name):
     model, state = adapt(fixture), fixture.section('param')
     inputs = {k: v for k, v in fixture.section('input').items() if k in STREAMS.values()}
 
-    def forward(state, inputs, *, model=model, train=False):
-        return model.apply(mult.params_from_author(state, model), to_batch(inputs), train=train)
+    # The conversion stays outside of jit: its hundreds of transpositions would only be compiled.
+    variables, to_author = jax.vjp(lambda state: mult.params_from_author(state, model), state)
 
-    def loss(state, inputs):
-        out = forward(state, inputs, train=True)
+    def forward(variables, inputs, *, model=model, train=False):
+        return model.apply(variables, to_batch(inputs), train=train)
+
+    def loss(variables, inputs):
+        out = forward(variables, inputs, train=True)
         return total_loss(fixture, out.logits), out
 
     with jax.default_matmul_precision('highest'):
-        out = jax.jit(forward)(state, inputs)
+        out = jax.jit(forward)(variables, inputs)
         (total, trained), (grads, input_grads) = jax.jit(
-            jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(state, inputs)
+            jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variables, inputs)
+        grads, = to_author(grads)
         if 'output/preds_nomask' in fixture:
-            unmasked = jax.jit(lambda s, i: forward(s, i, model=model.clone(causal=False)))(state, inputs)
+            unmasked = jax.jit(lambda *a: forward(*a, model=model.clone(causal=False)))(variables, inputs)
             parity.assert_close_output(fixture, 'output/preds_nomask', unmasked.logits)
 
     for section, o in (('output', out), ('output_train', trained)):

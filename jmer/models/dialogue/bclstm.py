@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jmer.author import Reader
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiLSTM
-from jmer.types import Batch, Output, Variables
+from jmer.types import Array, Batch, Output, Variables
 
 TAGS = ('early fusion', 'joint representation', 'recurrent', 'context', 'missing modality')
 
@@ -46,7 +46,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
-        x = jnp.concatenate([turn_vectors(batch.streams[name]) for name in self.streams], -1)
+        x: Array = jnp.concatenate([turn_vectors(batch.streams[name]) for name in self.streams], -1)
         x = nn.Dropout(self.input_dropout, name='dropout_input')(x, deterministic=not train)
         x = BiLSTM(self.width, self.layers, self.dropout, name='lstm')(x, batch.present, train=train)
         aux = {'context': x}

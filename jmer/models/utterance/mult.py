@@ -9,13 +9,11 @@ branch is switched off are not built. `kernels`, `positions` and `text_dropout` 
 re-implementation in MMSA (kernels 5, 1, 3 and no positions).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
 
 from jmer.author import Reader, stack
 from jmer.layers.attention import Encoder
