@@ -12,9 +12,8 @@ STREAMS = ('text', 'audio', 'vision')
 
 def get() -> Experiment:
     return Experiment(
-        model=zoo.create('gmu', classes=6, streams=STREAMS, hidden=64, pooling='mean_std', dropout=0.3),
-        data=Data('toy', STREAMS, protocol=Protocol(test=('test',), validation=('validation',)),
-                  batch_size=64, buckets=2, drop_modalities=0.1),
+        model=zoo.create('gmu', classes=6, streams=STREAMS, hidden=64, pooling='thirds', dropout=0.2),
+        data=Data('toy', STREAMS, protocol=Protocol(validation=('validation',)), batch_size=64, buckets=2),
         optimizer=Optimizer('adamw', rate=3e-3, schedule='cosine', warmup=0.05),
-        epochs=15,
+        epochs=20,
     )

@@ -19,8 +19,7 @@ class CorpusBuilder(  # type: ignore[call-arg]
 ):
     """A builder over a folder as the owners distribute it (TFDS's `manual_dir`).
 
-    source: a module with SPEC, ATTRIBUTES (keys of `Item.attributes`), TREE (what the folder holds)
-    and
+    source: a module with SPEC, ATTRIBUTES (keys of `Item.attributes`), TREE (what the folder holds) and
         parts(root) -> {part: items}. The splits are the parts. Whoever changes what `parts` gives for
         the same files raises SPEC.version: prepared copies are known by it.
     """

@@ -5,13 +5,17 @@ from jaxtyping import Bool, Float
 
 from jmer.types import Array, Batch, Stream
 
-KINDS = ('mean', 'mean_std', 'max', 'last')
+KINDS = ('mean', 'mean_std', 'thirds', 'max', 'last')
 
 
 def pool(
     x: Float[Array, '*b t d'], mask: Bool[Array, '*b t'], kind: str
 ) -> Float[Array, '*b e']:
-    """Pools over the steps: 'mean', 'mean_std' (concatenated, 2 d wide), 'max', or 'last' present."""
+    """Pools over the present steps.
+
+    kind: 'mean'; 'mean_std', mean and standard deviation (2 d wide); 'thirds', the means of the first, the
+    middle and the last third, which keep the course of a short utterance (3 d wide); 'max'; or 'last'.
+    """
     present = mask[..., None]
     count = jnp.maximum(jnp.sum(present, -2), 1)
     if kind == 'max':
@@ -28,10 +32,25 @@ def pool(
     mean = jnp.sum(jnp.where(present, x, 0.0), -2) / count
     if kind == 'mean':
         return mean
+    if kind == 'thirds':
+        return _thirds(x, mask, count, mean)
     deviation = jnp.where(present, x - mean[..., None, :], 0.0)
     # The small constant keeps the gradient of the root finite where all steps are equal.
     std = jnp.sqrt(jnp.sum(deviation**2, -2) / count + 1e-10)
     return jnp.concatenate([mean, jnp.where(jnp.any(present, -2), std, 0.0)], -1)
+
+
+def _thirds(x, mask, count, mean):
+    """Means over the thirds of the present steps; one without a step takes the mean of all."""
+    rank = jnp.cumsum(mask, -1) - 1
+    third = jnp.where(mask, 3 * rank // count, -1)
+    means = []
+    for k in range(3):
+        inside = (third == k)[..., None]
+        steps = jnp.sum(inside, -2)
+        part = jnp.sum(jnp.where(inside, x, 0.0), -2) / jnp.maximum(steps, 1)
+        means.append(jnp.where(steps > 0, part, mean))
+    return jnp.concatenate(means, -1)
 
 
 def pooled_streams(

@@ -13,13 +13,21 @@ from jmer.data import transforms
 from jmer.data.corpus import Item, Target
 from jmer.data.pipeline import Pipeline
 from jmer.train.experiment import Data
-from jmer.types import Array, Batch, Output, Variables
+from jmer.types import Array, Batch, Label, Output, Variables
 
 
 def metric_of(target: Target) -> metrics.Metric:
     """The metrics of a target; a single value called sentiment brings the MOSI suite with it."""
     sentiment = target.name == 'sentiment' and target.kind == 'regression' and len(target.names) == 1
     return metrics.for_target(target.kind, len(target.names), sentiment=sentiment)
+
+
+def metric_names(target: Target) -> tuple[str, ...]:
+    """What `metric_of` measures, by name."""
+    metric, width = metric_of(target), len(target.names)
+    value = np.zeros(1, np.int32) if target.kind == 'class' else np.zeros((1, width), np.float32)
+    sums = jax.eval_shape(metric.sums, np.zeros((1, width), np.float32), Label(value, np.ones(1, bool)))
+    return tuple(metric.compute(jax.tree.map(lambda x: np.zeros(x.shape), sums)))
 
 
 class Prediction(NamedTuple):

@@ -4,6 +4,7 @@ Two runs with equal experiments (and equal data) are the same run.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -189,17 +190,31 @@ def _replace(node: Any, path: list[str], value: str, whole: str) -> Any:
 
 
 def _parse(text: str, old: Any, hint: Any, whole: str) -> Any:
-    """The value of an option that has been `old`, of the same type."""
+    """The value of an option that has been `old`, as its annotation has it; one value serves as a tuple of one."""
     value = _literal(text)
-    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+    for candidate in (value, (value,)) if text else ('', ()):
+        with contextlib.suppress(TypeError):
+            return _typed(candidate, hint)
+    if typing.get_origin(hint) is Literal:
         raise ValueError(f'{whole}: found {text!r}, expected one of {", ".join(map(str, typing.get_args(hint)))}')
-    if isinstance(old, tuple):
-        return value if isinstance(value, tuple) else (value,) if text else ()
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not type(old):
-        raise ValueError(f'{whole}: found {text!r}, expected a value like {old!r} ({type(old).__name__})')
-    return value
+    kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
+    raise ValueError(f'{whole}: found {text!r}, expected a value like {old!r} ({kind})')
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """The value as a literal, number, text or tuple that fits the annotation; TypeError where it does not."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal and value in inner:
+        return value
+    if origin is tuple and isinstance(value, tuple):
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) == len(value):
+            return tuple(map(_typed, value, kinds))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise TypeError
 
 
 def _literal(text: str) -> Any:

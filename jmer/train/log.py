@@ -8,19 +8,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from jmer import parallel
+
 
 class Log:
     """Writes `log.jsonl` and `tensorboard/` in the run folder, and a progress bar or plain lines.
 
     Lines behind `step` (written by a run that was cut off after its last checkpoint) are dropped, so that
-    a resumed run has the log of one that was never interrupted.
+    a resumed run has the log of one that was never interrupted. Only the main process writes.
     """
 
     def __init__(self, workdir: Path, step: int, epochs: int, epoch: int, console: Console):
-        self._path = workdir / 'log.jsonl'
-        kept = [line for line in read(self._path) if line['step'] <= step]
-        self._path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-        self._scalars = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+        self._path, main = workdir / 'log.jsonl', parallel.is_main_process()
+        if main:
+            _keep(self._path, step)
+        self._scalars = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1, write_to_disk=main)
         self._console = console
         self._progress = Progress(
             TextColumn('epoch'), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
@@ -59,6 +61,13 @@ def read(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def _keep(path: Path, step: int) -> None:
+    """Drops the lines behind `step`, in one move: nothing is lost to a kill in between."""
+    part = path.with_name(f'.{path.name}.part')
+    part.write_text(''.join(json.dumps(line) + '\n' for line in read(path) if line['step'] <= step))
+    part.replace(path)
 
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ best checkpoint, and only then are the test items looked at, with that checkpoin
 """
 
 import dataclasses
+import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from jmer.data.corpus import Corpus, Item, Target
 from jmer.data.pipeline import Pipeline, pipeline
 from jmer.data.splits import Splits, split
 from jmer.train import inputs, optimizers
-from jmer.train.evaluate import make_predict, metric_of, sweep
+from jmer.train.evaluate import make_predict, metric_names, metric_of, sweep
 from jmer.train.experiment import Experiment, to_json
 from jmer.train.log import Log
 from jmer.train.step import TrainState, init_state, make_step
@@ -58,9 +59,7 @@ def train(
     mesh = mesh or parallel.mesh()
     workdir = Path(workdir)
     target = corpus.spec.target(experiment.data.target)
-    _check(experiment, target, mesh)
-    _claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
-        corpus, experiment.data.streams, target.name)})
+    _check(experiment, corpus, target, mesh)
     splits = Splits(*(inputs.shape(side, experiment.data) for side in split(corpus, experiment.data.protocol)))
     moments = inputs.fit(splits.train, experiment.data)
     make = _pipelines(experiment, corpus, moments, mesh)
@@ -70,8 +69,15 @@ def train(
     run = parallel.compile_predict(make_predict(experiment.model, target, experiment.data), mesh)
     metric = f'validation/{experiment.monitor}' if choosing else 'train/loss'
     higher = experiment.higher if choosing else False
+    optimizer = optimizers.make(experiment.optimizer, training.steps_per_epoch * experiment.epochs)
+    example = jax.tree.map(lambda x: x[:1], training.stream(experiment.seed, 0))
+    fresh = init_state(experiment.model, optimizer, example, experiment.seed)
+    # Last of all, so that an experiment that cannot run leaves no mark on the folder.
+    _claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
+        corpus, experiment.data.streams, target.name)})
     with checkpoint.Run(workdir, metric, higher) as saved:
-        state = _fit(experiment, target, training, choosing, run, saved, workdir, via, mesh, console)
+        state = _fit(experiment, target, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,
+                     console)
         best = saved.best()
         assert best is not None
         chosen = {'params': state.params, 'model_state': state.model_state}
@@ -96,17 +102,15 @@ def train(
     return checkpoint.publish(workdir / 'weights', variables, card)
 
 
-def _fit(experiment, target, training, choosing, run, saved, workdir, via, mesh, console) -> TrainState:
+def _fit(experiment, target, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,
+         console) -> TrainState:
     """Trains to the end, or to the end of patience; the state after the last step."""
-    total_steps = training.steps_per_epoch * experiment.epochs
-    optimizer = optimizers.make(experiment.optimizer, total_steps)
     metric = metric_of(target)
     step = parallel.compile_step(make_step(
         experiment.model, loss_of(experiment, target), optimizer,
         lambda out, batch: metric.sums(out.logits, batch.labels[target.name]),
         augment_of(experiment), experiment.accumulate, experiment.compute_dtype), mesh, via)
-    example = jax.tree.map(lambda x: x[:1], training.stream(experiment.seed, 0))
-    state = parallel.replicate(init_state(experiment.model, optimizer, example, experiment.seed), mesh)
+    state = parallel.replicate(fresh, mesh)
     progress = Progress(-np.inf if saved.higher else np.inf, 0)
     latest = saved.latest()
     if latest is not None:
@@ -114,7 +118,7 @@ def _fit(experiment, target, training, choosing, run, saved, workdir, via, mesh,
         state, progress = restored['state'], restored['progress']
         console.print(f'resuming at step {latest}')
     key = jax.random.key(experiment.seed)
-    rate = optimizers.schedule(experiment.optimizer, total_steps)
+    rate = optimizers.schedule(experiment.optimizer, training.steps_per_epoch * experiment.epochs)
     first = int(state.step) // training.steps_per_epoch
     with Log(workdir, int(state.step), experiment.epochs, first, console) as log:
         pending: list[Any] = []
@@ -179,8 +183,9 @@ def training_figures(sums: list[Any], metric: Any, last_step: int) -> dict[str, 
     for k, one in enumerate(sums):
         if not one['finite']:
             raise FloatingPointError(
-                f'the gradients of step {last_step - len(sums) + k + 1} are not finite; the state was left as '
-                'it was before that step, and the checkpoints are those of earlier evaluations')
+                f'the loss, gradients or batch statistics of step {last_step - len(sums) + k + 1} are not finite; '
+                'the state was left as it was before that step, and the checkpoints are those of earlier '
+                'evaluations')
     terms = {name: sum(float(one['loss'][name][0]) for one in sums)
              / max(sum(float(one['loss'][name][1]) for one in sums), 1e-9) for name in sums[0]['loss']}
     measured = metric.compute(metrics.total([one['metrics'] for one in sums]))
@@ -257,8 +262,40 @@ def _headline(figures: Mapping[str, float], metric: str, progress: Progress) -> 
     return '  '.join(parts)
 
 
-def _check(experiment: Experiment, target: Target, mesh: jax.sharding.Mesh) -> None:
+BOUNDS = {
+    'data.batch_size': (1, np.inf), 'data.buckets': (1, np.inf), 'data.drop_modalities': (0, 1),
+    'data.noise': (0, np.inf), 'optimizer.rate': (0, np.inf), 'optimizer.warmup': (0, 1),
+    'optimizer.weight_decay': (0, np.inf), 'optimizer.clip': (0, np.inf), 'epochs': (1, np.inf),
+    'patience': (0, np.inf), 'evaluate_every': (1, np.inf), 'accumulate': (1, np.inf), 'seed': (0, 2**32 - 1),
+}
+"""The least and the greatest value of options."""
+
+
+def _check(experiment: Experiment, corpus: Corpus, target: Target, mesh: jax.sharding.Mesh) -> None:
     """What can be known to be wrong before anything is computed."""
+    for name, (least, greatest) in BOUNDS.items():
+        found = operator.attrgetter(name)(experiment)
+        if not least <= found <= greatest:
+            raise ValueError(f'{name}: found {found}, expected '
+                             + (f'{least} to {greatest}' if greatest < np.inf else f'{least} or more'))
+    for name in ('pool', 'truncate'):
+        for stream, steps in getattr(experiment.data, name):
+            if stream not in experiment.data.streams or steps < 1:
+                raise ValueError(f'data.{name}: found {stream!r}, {steps}; expected one of data.streams '
+                                 f'({", ".join(experiment.data.streams)}) and at least 1 step')
+    for pair in experiment.data.stand_ins:
+        if set(pair) - set(experiment.data.streams):
+            raise ValueError(f'data.stand_ins: found {" for ".join(pair)}; expected two of data.streams '
+                             f'({", ".join(experiment.data.streams)})')
+    family = zoo.family(zoo.name_of(experiment.model))
+    if (family == 'dialogue') != (corpus.spec.layout == 'dialogue'):
+        raise ValueError(f'{zoo.name_of(experiment.model)} is a model of the family {family}; {corpus.spec.name} '
+                         f'holds items of the layout {corpus.spec.layout}')
+    monitors = metric_names(target)
+    protocol = experiment.data.protocol
+    if experiment.monitor not in monitors and (protocol.validation or protocol.held_out):
+        raise ValueError(f'monitor: found {experiment.monitor!r}, expected one of {", ".join(monitors)}')
+    loss_of(experiment, target)
     classes = getattr(experiment.model, 'classes', len(target.names))
     if classes != len(target.names):
         raise ValueError(f'model.classes: found {classes}, expected {len(target.names)}, '
@@ -277,7 +314,8 @@ def _claim(workdir: Path, identity: dict[str, Any]) -> None:
     """Makes the folder this experiment's, or refuses it."""
     path = workdir / 'experiment.json'
     if not path.exists():
-        strangers = sorted(p.name for p in workdir.iterdir()) if workdir.is_dir() else []
+        # Hidden files are nobody's work: a file browser's, or what a killed writer left of this very file.
+        strangers = sorted(p.name for p in workdir.glob('[!.]*') if p != path)
         if strangers:
             raise ValueError(f'{workdir} is not empty and holds no experiment.json (it holds '
                              f'{", ".join(strangers[:5])}); choose another folder')

@@ -24,6 +24,11 @@ def make(settings: Optimizer, steps: int) -> optax.GradientTransformation:
         return rule
 
     def labels(params):
+        names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in settings.freeze:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(f'optimizer.freeze: no parameter matches {pattern!r}; they are '
+                                 + ', '.join(names))
         return jax.tree_util.tree_map_with_path(
             lambda path, _: 'frozen' if _matches(path, settings.freeze) else 'moving', params)
 
@@ -55,5 +60,8 @@ def _decays(params):
 
 
 def _matches(path, patterns) -> bool:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    return any(fnmatch.fnmatchcase(_name(path), pattern) for pattern in patterns)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator='/')

@@ -103,7 +103,9 @@ def make_step(
         terms, measured = total(jax.tree.map(lambda x: jnp.sum(x, 0), (terms, measured)))
 
         norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(norm)
+        # A huge input can overflow the batch statistics, or the loss, and leave every gradient finite.
+        told = jax.tree.leaves((norm, terms, model_state))
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in told]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), model_state, opt_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)

@@ -63,7 +63,8 @@ def predict(name: str, paths: Sequence[str]) -> list[dict[str, Any]]:
     for path in paths:
         clips.setdefault(Path(path).with_suffix(''), []).append(path)
     items = [features.clip(spec, *files) for files in clips.values()]
-    items = [item._replace(id=str(clip)) for item, clip in zip(items, clips, strict=True)]
+    # Turns are then named after their clip; by number alone those of two clips would have one name.
+    items = [item._replace(id=str(clip), turns=()) for item, clip in zip(items, clips, strict=True)]
     _, predictions = _run(model, variables, card, items, spec, labelled=False)
     return checkpoint.plain(_as_json(predictions, card))
 

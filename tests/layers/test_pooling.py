@@ -10,9 +10,16 @@ from jmer.types import Stream
 from tests import batches
 
 RAGGED = [np.random.default_rng(n).normal(size=(n, 3)) - 5 for n in (4, 1, 6)]
+
+
+def thirds(count):
+    return [[k for k in range(count) if 3 * k // count == third] for third in range(3)]
+
+
 BY_HAND = {
     'mean': lambda x: x.mean(0),
     'mean_std': lambda x: np.concatenate([x.mean(0), x.std(0)]),
+    'thirds': lambda x: np.concatenate([x[part].mean(0) if len(part) else x.mean(0) for part in thirds(len(x))]),
     'max': lambda x: x.max(0),
     'last': lambda x: x[-1],
 }
@@ -48,7 +55,7 @@ def test_gradients_are_finite_even_of_a_constant_and_absent_steps_have_none(kind
 
 
 def test_another_kind_is_refused_by_name():
-    with pytest.raises(ValueError, match="pooling 'median': it is one of mean, mean_std, max, last"):
+    with pytest.raises(ValueError, match="pooling 'median': it is one of mean, mean_std, thirds, max, last"):
         pool(*spread_out(), 'median')
 
 

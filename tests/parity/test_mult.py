@@ -1,5 +1,7 @@
 """MulT against the authors' numbers (theirs and MMSA's), through their own tensors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from jmer.types import Batch, Stream
 from . import parity
 
 STREAMS = {'l': 'text', 'a': 'audio', 'v': 'vision'}
+QUICK = {'xla_backend_optimization_level': 0}       # compiled to run once
 
 
 def adapt(fixture):
@@ -26,7 +29,7 @@ def adapt(fixture):
                           kernels=(h['kl'], h['ka'], h['kv']), causal=h['attn_mask'], **rates)
     on = tuple(name for letter, name in STREAMS.items() if h[f'{letter}only'])
     return mult.Model(classes, width=h['d_l'], heads=h['num_heads'], layers=h['layers'],
-                      branches=on if len(on) == 1 else None, causal=h['attn_mask'], **rates)
+                      branches=on if len(on) == 1 else (), causal=h['attn_mask'], **rates)
 
 
 def to_batch(inputs):
@@ -60,12 +63,13 @@ def test_equals_the_authors(name):
         return total_loss(fixture, out.logits), out
 
     with jax.default_matmul_precision('highest'):
-        out = jax.jit(forward)(variables, inputs)
-        (total, trained), (grads, input_grads) = jax.jit(
-            jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(variables, inputs)
+        out = jax.jit(forward, compiler_options=QUICK)(variables, inputs)
+        gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (total, trained), (grads, input_grads) = jax.jit(gradient, compiler_options=QUICK)(variables, inputs)
         grads, = to_author(grads)
         if 'output/preds_nomask' in fixture:
-            unmasked = jax.jit(lambda *a: forward(*a, model=model.clone(causal=False)))(variables, inputs)
+            seeing = functools.partial(forward, model=model.clone(causal=False))
+            unmasked = jax.jit(seeing, compiler_options=QUICK)(variables, inputs)
             parity.assert_close_output(fixture, 'output/preds_nomask', unmasked.logits)
 
     for section, o in (('output', out), ('output_train', trained)):

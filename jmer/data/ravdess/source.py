@@ -63,10 +63,11 @@ SPEC = Spec(
 ATTRIBUTES = ('speaker', 'sex', 'intensity', 'statement', 'repetition')
 
 TREE = f"""
-    <folder>/Actor_01/03-01-01-01-01-01-01.wav      speech of all actors, wav or flac, any rate, any
-    nesting <folder>/Actor_01/... <folder>/{UNITS_FILE}                   optional: clip, {UNITS[0]}
-    ... {UNITS[-1]} (OpenFace 2) <folder>/{WHISPER_FILE}            optional: names, length, seq
-    [sum(length) 512] <folder>/{EGEMAPS_FILE}                optional: names, x [n 88]
+    <folder>/Actor_01/03-01-01-01-01-01-01.wav   speech of all actors: wav or flac, any rate, any nesting
+    <folder>/Actor_01/...
+    <folder>/{UNITS_FILE}                       optional: clip, {UNITS[0]} ... {UNITS[-1]} (OpenFace 2)
+    <folder>/{WHISPER_FILE}                optional: names, length, seq [sum(length) 512]
+    <folder>/{EGEMAPS_FILE}                    optional: names, x [n 88]
 The sound comes as Audio_Speech_Actors_01-24.zip from {SPEC.source} (CC BY-NC-SA 4.0).
 """
 

@@ -1,12 +1,12 @@
-"""MulT: a multimodal transformer for unaligned sequences (Tsai et al., ACL 2019).
+"""MulT: a multimodal transformer for unaligned sequences (Tsai et al., ACL 2019, arXiv:1906.00295).
 
-Every stream reads every other one through a cross-modal encoder, then itself through a memory encoder
-over what it has read; the last present steps of all streams, joined, pass a residual block.
+Every stream reads every other one through a cross-modal encoder, then all it has read through a memory
+encoder; the last present steps of all streams, joined, pass a residual block.
 
-Where this differs from the authors' code: padding is masked and invisible (theirs is zeros that attention
-sees), a stream may be missing, any number of streams from two on will do, and memory encoders whose
-branch is switched off are not built. `kernels`, `positions` and `text_dropout` also cover the
-re-implementation in MMSA (kernels 5, 1, 3 and no positions).
+Where this differs from the authors' code: padding is masked (theirs is zeros that attention sees), a
+stream may be missing, any number of streams from two on will do, and what a switched-off branch would
+need is not built. With `kernels`, `positions` and `text_dropout` it is also the re-implementation in
+MMSA, whose convolutions are 5, 1 and 3 steps wide and which adds no positions.
 """
 
 from collections.abc import Mapping
@@ -19,29 +19,30 @@ from jmer.author import Reader, stack
 from jmer.layers.attention import Encoder
 from jmer.layers.dropout import Dropout
 from jmer.layers.position import positions
-from jmer.types import Batch, Output, Variables
+from jmer.types import Batch, Output, Params, Stream, Variables
 
-TAGS = ('cross-modal attention', 'unaligned', 'deep fusion', 'transformer')
+TAGS = ('deep fusion', 'cross-modal attention', 'transformer', 'unaligned', 'missing modality')
 
 
 class Model(nn.Module):
-    """Attributes (the defaults are the authors' for MOSEI):
-
-    classes: classes or regression targets.
-    streams: what is read, in the authors' order; the first one is dropped out as text is.
-    branches: the streams that read and are read from at the end; None means all, one gives the
-        authors' single-branch variants.
-    width: features of every stream after projection, a multiple of `heads`.
-    layers: of the cross-modal encoders; memory encoders have at least 3.
-    kernels: steps that a projection spans, one a stream, without padding; () means 1 for all.
-    text_dropout: of the first stream's features.
-    attention_dropout: of attention to the first stream and of every stream to itself.
-    attention_dropout_others: of attention to the second stream, the third, ...; 0 where not given.
+    """The defaults are the authors' for MOSEI. Attributes:
+    classes: number of scores.
+    streams: what is read; the authors' order is text, audio, vision.
+    branches: the streams that read the others; () means all. One alone is the authors' `lonly` and kin.
+    width: features of a step after projection, a multiple of `heads`; a stream that has this width
+        already is not projected.
+    layers: of a cross-modal encoder; memory encoders have at least 3.
+    kernels: steps that a projection sees, one number a stream, without padding; () means 1 each.
+    causal: query t sees key s only if s <= t + |S - T|, with the lengths S and T of the item.
+    positions: whether encoders add sinusoids.
+    text_dropout: of the features of the first stream.
+    attention_dropout: of reading the first stream, and of every memory encoder.
+    other_attention_dropout: of reading the second stream, the third, ...; 0 where not given.
     """
 
     classes: int
     streams: tuple[str, ...] = ('text', 'audio', 'vision')
-    branches: tuple[str, ...] | None = None
+    branches: tuple[str, ...] = ()
     width: int = 30
     heads: int = 5
     layers: int = 5
@@ -51,7 +52,7 @@ class Model(nn.Module):
     text_dropout: float = 0.25
     embed_dropout: float = 0.25
     attention_dropout: float = 0.1
-    attention_dropout_others: tuple[float, ...] = ()
+    other_attention_dropout: tuple[float, ...] = ()
     relu_dropout: float = 0.1
     residual_dropout: float = 0.1
     out_dropout: float = 0.0
@@ -59,76 +60,78 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         self._check()
-        x, mask = {}, {}
-        for i, name in enumerate(self.streams):
-            features = jnp.where(batch.streams[name].mask[..., None], batch.streams[name].x, 0)
-            if i == 0:
-                features = Dropout(self.text_dropout)(features, train=train)
-            x[name], mask[name] = self._project(i, features, batch.streams[name].mask)
-
+        streams = {name: self._project(name, batch.streams[name], train) for name in self.streams}
         crossed, last = {}, {}
-        for target in self.branches or self.streams:
+        for name in self._branches():
+            x, mask = streams[name]
             read = []
-            for source in self._sources(target):
-                name = f'{target}_from_{source}'
-                crossed[name] = self._encoder(name, self.layers, self._rate(source))(
-                    x[target], mask[target], x[source], mask[source], train=train)
-                read.append(crossed[name])
-            memory = self._encoder(f'{target}_memory', max(self.layers, 3), self.attention_dropout)
-            h = memory(jnp.concatenate(read, -1), mask[target], train=train, last=True)
-            last[target] = jnp.where(mask[target].any(-1)[:, None], h[:, 0], 0)
+            for source in self._sources(name):
+                encoder = self._encoder(f'{name}_from_{source}', self.layers, self._rate(source))
+                read.append(encoder(x, mask, *streams[source], train=train))
+                crossed[f'{name}_from_{source}'] = read[-1]
+            memory = self._encoder(f'{name}_memory', self._memory_layers(), self.attention_dropout)
+            last[name] = memory(jnp.concatenate(read, -1), mask, train=train, last=True)[:, 0]
 
         joined = jnp.concatenate(list(last.values()), -1)
         hidden = nn.relu(_dense(joined.shape[-1], 'residual_in')(joined))
-        hidden = Dropout(self.out_dropout)(hidden, train=train)
+        hidden = Dropout(self.out_dropout, name='dropout_out')(hidden, train=train)
         hidden = joined + _dense(joined.shape[-1], 'residual_out')(hidden)
-        aux = {
-            'joined': joined,
-            'last': last,
-            'crossed': crossed,
-            'positions': {name: positions(x[name]) for name in self.streams if self.positions},
-        }
-        return Output(_dense(self.classes, 'out')(hidden), aux)
+        added = {name: positions(stream.x) for name, stream in streams.items()} if self.positions else {}
+        return Output(_dense(self.classes, 'head')(hidden),
+                      {'joined': joined, 'last': last, 'crossed': crossed, 'positions': added})
 
-    def _check(self) -> None:
-        n = len(self.streams)
-        if n < 2:
-            raise ValueError(f'mult: streams: found {self.streams}, expected at least two')
-        for field, size in (('kernels', len(self.kernels) or n),
-                            ('attention_dropout_others', len(self.attention_dropout_others) + 1)):
-            if size > n or (field == 'kernels' and size < n):
-                raise ValueError(f'mult: {field}: found {getattr(self, field)} for {n} streams')
-        if self.width % self.heads:
-            raise ValueError(f'mult: width: found {self.width}, expected a multiple of {self.heads} heads')
-        for name in self.branches or ():
-            if name not in self.streams:
-                raise ValueError(f'mult: branches: found {name!r}, expected some of {self.streams}')
+    def _project(self, name: str, stream: Stream, train: bool) -> Stream:
+        """A convolution over the steps, without bias or padding. A window is present if its last step is."""
+        x = jnp.where(stream.mask[..., None], stream.x, 0)
+        if name == self.streams[0]:
+            x = Dropout(self.text_dropout, name=f'dropout_{name}')(x, train=train)
+        if x.shape[-1] == self.width:
+            return Stream(x, stream.mask)
+        kernel = self._kernel(name)
+        short = max(0, kernel - x.shape[1])       # shorter than one window: absent, not an error
+        x = jnp.pad(x, ((0, 0), (0, short), (0, 0)))
+        mask = jnp.pad(stream.mask, ((0, 0), (0, short)))[:, kernel - 1:]
+        windows = jnp.concatenate([x[:, k:k + mask.shape[1]] for k in range(kernel)], -1)
+        return Stream(nn.Dense(self.width, use_bias=False, kernel_init=_uniform,
+                               name=f'project_{name}')(windows), mask)
 
-    def _sources(self, target: str) -> list[str]:
-        return [name for name in self.streams if name != target]
-
-    def _rate(self, source: str) -> float:
-        rates = (self.attention_dropout, *self.attention_dropout_others)
-        return dict(zip(self.streams, rates, strict=False)).get(source, 0.0)
-
-    def _encoder(self, name: str, layers: int, rate: float) -> Encoder:
-        return Encoder(self.heads, layers, rate, self.relu_dropout, self.residual_dropout,
+    def _encoder(self, name: str, layers: int, attention_dropout: float) -> Encoder:
+        return Encoder(self.heads, layers, attention_dropout, self.relu_dropout, self.residual_dropout,
                        self.embed_dropout, self.causal, self.positions, name=name)
 
-    def _project(self, i, x, mask):
-        """A convolution without bias or padding; none where the width is right already."""
-        if x.shape[-1] == self.width:
-            return x, mask
-        kernel = self.kernels[i] if self.kernels else 1
-        short = max(0, kernel - x.shape[1])
-        x, mask = jnp.pad(x, ((0, 0), (0, short), (0, 0))), jnp.pad(mask, ((0, 0), (0, short)))
-        steps = x.shape[1] - kernel + 1
-        windows = jnp.concatenate([x[:, k:k + steps] for k in range(kernel)], -1)
-        dense = nn.Dense(self.width, use_bias=False, kernel_init=_uniform, name=f'{self.streams[i]}_in')
-        return dense(windows), mask[:, kernel - 1:]
+    def _branches(self) -> tuple[str, ...]:
+        return self.branches or self.streams
+
+    def _sources(self, branch: str) -> list[str]:
+        return [name for name in self.streams if name != branch]
+
+    def _memory_layers(self) -> int:
+        return max(self.layers, 3)
+
+    def _kernel(self, stream: str) -> int:
+        return self.kernels[self.streams.index(stream)] if self.kernels else 1
+
+    def _rate(self, source: str) -> float:
+        rates = (self.attention_dropout, *self.other_attention_dropout)
+        return dict(zip(self.streams, rates, strict=False)).get(source, 0.0)
+
+    def _check(self) -> None:
+        def fault(field: str, expected: str) -> ValueError:
+            return ValueError(f'mult: {field}: found {getattr(self, field)}, expected {expected}')
+
+        if len(set(self.streams)) < max(2, len(self.streams)):
+            raise fault('streams', 'two or more, all different')
+        if not set(self.branches) <= set(self.streams):
+            raise fault('branches', f'some of {self.streams}')
+        if self.width % self.heads:
+            raise fault('width', f'a multiple of {self.heads} heads')
+        if len(self.kernels) not in (0, len(self.streams)):
+            raise fault('kernels', f'one for each of {self.streams}, or none')
+        if len(self.other_attention_dropout) >= len(self.streams):
+            raise fault('other_attention_dropout', f'at most one for each of {self.streams[1:]}')
 
 
-_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')       # PyTorch's
 
 
 def _dense(width: int, name: str) -> nn.Dense:
@@ -136,40 +139,37 @@ def _dense(width: int, name: str) -> nn.Dense:
 
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
-    """The authors' state_dict (theirs or MMSA's) as variables; they know three streams only."""
+    """Variables from a state_dict of yaohungt/Multimodal-Transformer, or of MMSA's MULT (three streams)."""
     if len(model.streams) != 3:
-        raise ValueError(f'mult: the authors have three streams, this model has {model.streams}')
+        raise ValueError(f'mult: streams: found {model.streams}, but the authors know three')
     reader, letter = Reader(state, 'mult'), dict(zip(model.streams, 'lav', strict=True))
     reader.skip('trans_*.version', 'trans_*.embed_positions._float_tensor')
-    branches, d, params = model.branches or model.streams, model.width, {}
-    for i, name in enumerate(model.streams):
-        kernel = model.kernels[i] if model.kernels else 1
-        projection = reader.take(f'proj_{letter[name]}.weight', d, None, kernel)
-        if projection.shape[1] != d:      # the authors store it and do not use it
-            params[f'{name}_in'] = {'kernel': projection.transpose(2, 1, 0).reshape(-1, d)}
-        memory = _encoder_from_author(reader, f'trans_{letter[name]}_mem', max(model.layers, 3), 2 * d)
-        if name not in branches:          # theirs are built all the same
+    d, params = model.width, {}
+    for name in model.streams:
+        kernel = reader.take(f'proj_{letter[name]}.weight', d, None, model._kernel(name))
+        if kernel.shape[1] != d:            # else the authors store it and do not use it
+            params[f'project_{name}'] = {'kernel': kernel.transpose(2, 1, 0).reshape(-1, d)}
+        memory = _encoder(reader, f'trans_{letter[name]}_mem', model._memory_layers(), 2 * d)
+        if name not in model._branches():   # likewise
             continue
         params[f'{name}_memory'] = memory
         for source in model._sources(name):
-            params[f'{name}_from_{source}'] = _encoder_from_author(
+            params[f'{name}_from_{source}'] = _encoder(
                 reader, f'trans_{letter[name]}_with_{letter[source]}', model.layers, d)
-    joined = 2 * d * len(branches)
+    joined = 2 * d * len(model._branches())
     params['residual_in'] = reader.dense('proj1', joined, joined)
     params['residual_out'] = reader.dense('proj2', joined, joined)
-    params['out'] = reader.dense('out_layer', joined, model.classes)
+    params['head'] = reader.dense('out_layer', joined, model.classes)
     reader.close()
     return {'params': params}
 
 
-def _encoder_from_author(reader, prefix, layers, d):
-    def layer(p):
+def _encoder(reader: Reader, prefix: str, layers: int, d: int) -> Params:
+    def layer(p: str) -> Params:
         return {
             'attention_norm': reader.layer_norm(f'{p}.layer_norms.0', d),
-            'query_key_value': {
-                'kernel': reader.take(f'{p}.self_attn.in_proj_weight', 3 * d, d).T,
-                'bias': reader.take(f'{p}.self_attn.in_proj_bias', 3 * d),
-            },
+            'query_key_value': {'kernel': reader.take(f'{p}.self_attn.in_proj_weight', 3 * d, d).T,
+                                'bias': reader.take(f'{p}.self_attn.in_proj_bias', 3 * d)},
             'attention_out': reader.dense(f'{p}.self_attn.out_proj', d, d),
             'feedforward_norm': reader.layer_norm(f'{p}.layer_norms.1', d),
             'expand': reader.dense(f'{p}.fc1', d, 4 * d),
@@ -177,4 +177,4 @@ def _encoder_from_author(reader, prefix, layers, d):
         }
 
     return {'layers': stack([layer(f'{prefix}.layers.{i}') for i in range(layers)]),
-            **reader.layer_norm(f'{prefix}.layer_norm', d)}
+            'norm': reader.layer_norm(f'{prefix}.layer_norm', d)}
