@@ -5,6 +5,7 @@ Exit status: 0 done, 1 it could not be done (one line on stderr says why), 2 wro
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments, those of the process if None; returns the exit status."""
     options = parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        status = options.run(options) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever reads us, such as `head`, has seen enough; Python must not try to write the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, FloatingPointError) as fault:
         print(f'jmer {options.command}: {fault}', file=sys.stderr)
         return 1
@@ -84,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     predicting.add_argument('checkpoint', metavar='CHECKPOINT|RUN')
     predicting.add_argument('inputs', nargs='+', metavar='INPUT',
                             help='sound files, npz files of streams (files of one name are one clip); '
-                                 'with --data: parts of the corpus')
+                                 "or parts of the corpus, such as 'test' (see --split of evaluate)")
     predicting.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
     predicting.add_argument('--json', type=Path, metavar='FILE', help='all probabilities')
 
@@ -179,7 +186,7 @@ def train(options: argparse.Namespace) -> None:
     devices = jax.devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
         raise ValueError(f'--devices: found {options.devices}, expected 1 to {len(devices)}')
-    workdir = options.workdir or Path('runs', *Path(options.experiment).with_suffix('').parts[-2:])
+    workdir = options.workdir or Path('runs', _recipe(options.experiment))
     console = _console(quiet=not parallel.is_main_process())
     card = loop.train(chosen, corpus, workdir, via=options.via, mesh=parallel.mesh(devices[:options.devices]),
                       console=console, command=_command(options))
@@ -196,9 +203,14 @@ def _processes(text: str) -> tuple:
     return parts[0], int(parts[1]), int(parts[2])
 
 
+def _recipe(experiment: str) -> str:
+    """'<dataset>/<model>' of a recipe, however it was named."""
+    return '/'.join(Path(experiment.removesuffix('.py')).resolve().parts[-2:]).strip('/')
+
+
 def _command(options: argparse.Namespace) -> str:
     """The command that repeats a run, without the folders of this machine."""
-    words = ['jmer', 'train', '/'.join(Path(options.experiment).with_suffix('').parts[-2:])]
+    words = ['jmer', 'train', _recipe(options.experiment)]
     words += ['--data', 'DIR'] if options.data else []
     words += ['--set', *options.set] if options.set else []
     words += ['--via', options.via] if options.via != 'jit' else []
@@ -218,7 +230,7 @@ def predict(options: argparse.Namespace) -> None:
     from jmer.train import report, use
 
     _cache_compilations()
-    if options.data:
+    if options.data or not any(Path(name).suffix or Path(name).exists() for name in options.inputs):
         predictions = [p for part in options.inputs
                        for p in use.evaluate(options.checkpoint, options.data, part)['predictions']]
     else:
@@ -255,9 +267,13 @@ def _console(quiet: bool = False):
 
 
 def _write(path: Path | None, value: Any) -> None:
-    if path is not None:
-        from jmer import checkpoint
+    from jmer import checkpoint
 
+    if path is None:
+        return
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(json.dumps(value) + '\n')   # /dev/stdout, a pipe: written to, and never replaced
+    else:
         checkpoint.write_json(path, value)
 
 

@@ -8,6 +8,10 @@ import flax.linen as nn
 from jmer import checkpoint, shipped, zoo
 from jmer.types import Variables
 
+NEEDED = {'model', 'fields', 'corpus', 'features', 'layout', 'streams', 'target', 'standardisation',
+          'licence', 'citation', 'source', 'data', 'groups'}
+"""What a card has to say for its weights to be used."""
+
 
 def load(name: str) -> tuple[nn.Module, Variables, dict[str, Any]]:
     """The model, its variables and its card.
@@ -21,7 +25,7 @@ def load(name: str) -> tuple[nn.Module, Variables, dict[str, Any]]:
     where the folder is missing, torn, or holds something else.
     """
     variables, card = checkpoint.load(locate(name))
-    missing = {'model', 'fields', 'streams', 'target'} - set(card)
+    missing = NEEDED - set(card)
     if missing:
         raise ValueError(f'{locate(name) / "card.json"}: found no {", ".join(sorted(missing))}; '
                          'this is not the card of a model')

@@ -1,6 +1,10 @@
-"""Settings that have to be made before JAX starts: eight simulated devices, a compilation cache."""
+"""Settings that have to be made before JAX starts: eight simulated devices, quick compilation, a cache."""
 
+import os
 from pathlib import Path
+
+# Tests compile much and compute little; what they start inherits it.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
 import jax
 

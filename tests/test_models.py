@@ -20,11 +20,11 @@ CASES = {
     'early': {'hidden': (8,)},
     'gmu': {'streams': STREAMS, 'hidden': 6},
     'late': {'hidden': (8,), 'rule': 'weighted'},
-    'mult': {'streams': STREAMS, 'width': 8, 'heads': 2, 'layers': 2},
+    'mult': {'streams': ('text', 'audio'), 'width': 8, 'heads': 2, 'layers': 2},
 }
 """Fields that make each model small."""
 
-PINS = {'bclstm': 1235, 'early': 291, 'gmu': 677, 'late': 364, 'mult': 45155}
+PINS = {'bclstm': 1235, 'early': 291, 'gmu': 677, 'late': 364, 'mult': 9475}
 """Parameters of each case, on the widths of `batches`."""
 
 MODELS = zoo.list_models()

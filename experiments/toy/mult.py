@@ -14,7 +14,8 @@ def get() -> Experiment:
     return Experiment(
         model=zoo.create('mult', classes=6, streams=STREAMS, width=24, heads=4, layers=2, causal=False,
                          text_dropout=0.1, embed_dropout=0.1),
-        data=Data('toy', STREAMS, protocol=Protocol(validation=('validation',)), batch_size=64, buckets=3),
-        optimizer=Optimizer('adam', rate=2e-3, schedule='cosine', warmup=0.1, clip=1.0),
-        epochs=15,
+        data=Data('toy', STREAMS, protocol=Protocol(validation=('validation',)), batch_size=64, buckets=2,
+                  pool=(('audio', 4), ('vision', 2))),
+        optimizer=Optimizer('adam', rate=1e-3, schedule='cosine', warmup=0.1, clip=1.0),
+        epochs=20,
     )

@@ -19,6 +19,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from typing import Any
 
 # One thread for everybody; both libraries read this when they are loaded.
 ONE_THREAD = '--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1'
@@ -45,7 +46,7 @@ def jmer_step() -> Callable[[], None]:
     model, adam = mult.Model(1, positions=False), optax.adam(1e-3)
 
     def loss(params, batch, key):
-        out = model.apply(params, batch, train=True, rngs={'dropout': key})
+        out: Any = model.apply(params, batch, train=True, rngs={'dropout': key})
         return jnp.abs(out.logits - target).mean()
 
     def step(params, state, batch, key, i):

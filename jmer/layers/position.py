@@ -4,7 +4,9 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from jmer.types import Array
 
 
 def sinusoid(steps: int, width: int) -> Float[np.ndarray, 't d']:

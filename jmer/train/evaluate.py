@@ -30,6 +30,18 @@ def metric_names(target: Target) -> tuple[str, ...]:
     return tuple(metric.compute(jax.tree.map(lambda x: np.zeros(x.shape), sums)))
 
 
+LOWER = frozenset(('nll', 'brier_multiclass', 'ece15', 'mae', 'rmse', 'hamming_loss', 'bce', 'kl', 'js',
+                   'chebyshev', 'clark', 'canberra'))
+"""The metrics of which less is better."""
+
+
+def no_nan(value: Any) -> Any:
+    """The value with None for NaN, inside dicts too: JSON has no NaN for a figure that rests on nothing."""
+    if isinstance(value, dict):
+        return {k: no_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and value != value else value
+
+
 class Prediction(NamedTuple):
     """What a model says of one utterance or turn.
 

@@ -30,7 +30,7 @@ class Data:
     batch_size: items in a batch, over all devices.
     buckets: static shapes; more pad less and compile longer.
     standardise: bring features to zero mean and unit deviation, by the training items.
-    pool: (stream, steps) pairs: average so many steps into one.
+    pool: (stream, steps) pairs: average so many steps into one, all of them for 0.
     truncate: (stream, steps) pairs: keep so many steps.
     drop_modalities: probability that a stream of a training item goes missing.
     noise: deviation of Gaussian noise on the training features.
@@ -97,7 +97,8 @@ class Experiment:
     model: a model of the zoo.
     data, optimizer, loss: see there.
     epochs: passes over the training items, at most.
-    monitor: validation metric that chooses the epoch (`higher` is better, or not).
+    monitor: validation metric that chooses the epoch (`higher` is better, or not); 'step' takes the last
+        one, and so does a run without a validation side.
     patience: evaluations without improvement after which the run stops; 0 never stops it.
     evaluate_every: epochs from one evaluation (and checkpoint) to the next.
     accumulate: parts into which a batch is split to save memory; the step stays the same.
@@ -190,7 +191,7 @@ def _replace(node: Any, path: list[str], value: str, whole: str) -> Any:
 
 
 def _parse(text: str, old: Any, hint: Any, whole: str) -> Any:
-    """The value of an option that has been `old`, as its annotation has it; one value serves as a tuple of one."""
+    """The value of an option that has been `old`, as annotated; one value makes a tuple of one."""
     value = _literal(text)
     for candidate in (value, (value,)) if text else ('', ()):
         with contextlib.suppress(TypeError):

@@ -1,6 +1,7 @@
 """What a run tells while it runs: JSON lines, TensorBoard scalars, and the terminal."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Log:
         with self._path.open('a') as file:
             file.write(json.dumps({'step': step, 'epoch': epoch, **_finite(figures)}) + '\n')
         for name, value in figures.items():
-            self._scalars.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._scalars.add_scalar(name, value, step)
         self._progress.update(self._task, description=headline)
         if not self._console.is_terminal:
             self._console.print(f'epoch {epoch:4d}  step {step:6d}  {headline}', highlight=False)
@@ -72,4 +74,4 @@ def _keep(path: Path, step: int) -> None:
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
-    return {name: value if abs(value) < float('inf') else None for name, value in figures.items()}
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

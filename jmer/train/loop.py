@@ -24,7 +24,7 @@ from jmer.data.corpus import Corpus, Item, Target
 from jmer.data.pipeline import Pipeline, pipeline
 from jmer.data.splits import Splits, split
 from jmer.train import inputs, optimizers
-from jmer.train.evaluate import make_predict, metric_names, metric_of, sweep
+from jmer.train.evaluate import LOWER, make_predict, metric_names, metric_of, no_nan, sweep
 from jmer.train.experiment import Experiment, to_json
 from jmer.train.log import Log
 from jmer.train.step import TrainState, init_state, make_step
@@ -67,8 +67,9 @@ def train(
     training = make(splits.train, experiment.data.buckets)
     choosing = make(splits.validation, 1) if splits.validation else None
     run = parallel.compile_predict(make_predict(experiment.model, target, experiment.data), mesh)
-    metric = f'validation/{experiment.monitor}' if choosing else 'train/loss'
-    higher = experiment.higher if choosing else False
+    by_step = experiment.monitor == 'step' or choosing is None
+    metric = 'step' if by_step else f'validation/{experiment.monitor}'
+    higher = by_step or experiment.higher
     optimizer = optimizers.make(experiment.optimizer, training.steps_per_epoch * experiment.epochs)
     example = jax.tree.map(lambda x: x[:1], training.stream(experiment.seed, 0))
     fresh = init_state(experiment.model, optimizer, example, experiment.seed)
@@ -98,7 +99,7 @@ def train(
     for name, side in (('validation', splits.validation), ('test', splits.test)):
         if side:
             sums, _ = sweep(run, parallel.replicate(variables, mesh), make(side, 1), mesh)
-            card['metrics'][name] = {'n': _count(side, target.name)} | metric_of(target).compute(sums)
+            card['metrics'][name] = {'n': _count(side, target.name)} | no_nan(metric_of(target).compute(sums))
     return checkpoint.publish(workdir / 'weights', variables, card)
 
 
@@ -140,10 +141,11 @@ def _fit(experiment, target, optimizer, fresh, training, choosing, run, saved, w
             if choosing:
                 measured = metric.compute(sweep(run, _variables(state._asdict()), choosing, mesh)[0])
                 figures |= {f'validation/{name}': value for name, value in measured.items()}
-            progress = _progress(progress, figures[saved.metric], saved.higher)
+            ranked = {**figures, 'step': float(done)}
+            progress = _progress(progress, ranked[saved.metric], saved.higher)
             if parallel.is_main_process():
                 log.evaluation(done, epoch, figures, _headline(figures, saved.metric, progress))
-            saved.save(done, {'state': state, 'progress': progress}, figures)
+            saved.save(done, {'state': state, 'progress': progress}, ranked)
             pending, watch = [], Watch()
     return state
 
@@ -183,8 +185,8 @@ def training_figures(sums: list[Any], metric: Any, last_step: int) -> dict[str, 
     for k, one in enumerate(sums):
         if not one['finite']:
             raise FloatingPointError(
-                f'the loss, gradients or batch statistics of step {last_step - len(sums) + k + 1} are not finite; '
-                'the state was left as it was before that step, and the checkpoints are those of earlier '
+                f'the loss, gradients or batch statistics of step {last_step - len(sums) + k + 1} are not '
+                'finite; the state was left as it was before that step, and the checkpoints are those of earlier '
                 'evaluations')
     terms = {name: sum(float(one['loss'][name][0]) for one in sums)
              / max(sum(float(one['loss'][name][1]) for one in sums), 1e-9) for name in sums[0]['loss']}
@@ -257,7 +259,7 @@ def _progress(progress: Progress, value: float, higher: bool) -> Progress:
 
 def _headline(figures: Mapping[str, float], metric: str, progress: Progress) -> str:
     parts = [f'loss {figures["train/loss"]:.4f}']
-    if metric != 'train/loss':
+    if metric != 'step':
         parts.append(f'{metric} {figures[metric]:.4f}  best {progress.best:.4f}')
     return '  '.join(parts)
 
@@ -280,21 +282,25 @@ def _check(experiment: Experiment, corpus: Corpus, target: Target, mesh: jax.sha
                              + (f'{least} to {greatest}' if greatest < np.inf else f'{least} or more'))
     for name in ('pool', 'truncate'):
         for stream, steps in getattr(experiment.data, name):
-            if stream not in experiment.data.streams or steps < 1:
+            least = 0 if name == 'pool' else 1
+            if stream not in experiment.data.streams or steps < least:
                 raise ValueError(f'data.{name}: found {stream!r}, {steps}; expected one of data.streams '
-                                 f'({", ".join(experiment.data.streams)}) and at least 1 step')
+                                 f'({", ".join(experiment.data.streams)}) and at least {least} steps')
     for pair in experiment.data.stand_ins:
         if set(pair) - set(experiment.data.streams):
             raise ValueError(f'data.stand_ins: found {" for ".join(pair)}; expected two of data.streams '
                              f'({", ".join(experiment.data.streams)})')
     family = zoo.family(zoo.name_of(experiment.model))
     if (family == 'dialogue') != (corpus.spec.layout == 'dialogue'):
-        raise ValueError(f'{zoo.name_of(experiment.model)} is a model of the family {family}; {corpus.spec.name} '
-                         f'holds items of the layout {corpus.spec.layout}')
-    monitors = metric_names(target)
-    protocol = experiment.data.protocol
-    if experiment.monitor not in monitors and (protocol.validation or protocol.held_out):
-        raise ValueError(f'monitor: found {experiment.monitor!r}, expected one of {", ".join(monitors)}')
+        raise ValueError(f'{zoo.name_of(experiment.model)} is a model of the family {family}; '
+                         f'{corpus.spec.name} holds items of the layout {corpus.spec.layout}')
+    monitors = ['step', *metric_names(target)]
+    if experiment.data.protocol.validation or experiment.data.protocol.held_out:
+        if experiment.monitor not in monitors:
+            raise ValueError(f'monitor: found {experiment.monitor!r}, expected one of {", ".join(monitors)}')
+        if experiment.higher == (experiment.monitor in LOWER):
+            raise ValueError(f'higher: found {experiment.higher}, which would choose the worst epoch by '
+                             f'{experiment.monitor}; expected {not experiment.higher}')
     loss_of(experiment, target)
     classes = getattr(experiment.model, 'classes', len(target.names))
     if classes != len(target.names):

@@ -25,7 +25,7 @@ def print_card(card: Mapping[str, Any], corpus: Corpus, console: Console) -> Non
     console.print(table)
 
 
-def ceiling(card: Mapping[str, Any], corpus: Corpus) -> dict[str, float]:
+def ceiling(card: Mapping[str, Any], corpus: Corpus) -> dict[str, int | float]:
     """The figures of the Bayes classifier on the test items of a toy corpus; none for real data."""
     if not corpus.spec.name.startswith('toy') or 'test' not in card['metrics']:
         return {}

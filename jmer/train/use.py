@@ -15,7 +15,7 @@ from jmer.data.load import load
 from jmer.data.pipeline import pipeline
 from jmer.data.splits import split
 from jmer.train import inputs
-from jmer.train.evaluate import Prediction, make_predict, metric_of, sweep
+from jmer.train.evaluate import Prediction, make_predict, metric_of, no_nan, sweep
 from jmer.train.experiment import data_from_json
 
 SIDES = ('train', 'validation', 'test')
@@ -49,7 +49,7 @@ def evaluate(name: str, data_dir: Path | None, part: str) -> dict[str, Any]:
         result['per_class'] = {
             figure: dict(zip(target.names, values.tolist(), strict=True))
             for figure, values in metrics.per_class(states).items()}
-    return checkpoint.plain(_no_nan({**result, 'predictions': _as_json(predictions, card)}))
+    return checkpoint.plain(no_nan({**result, 'predictions': _as_json(predictions, card)}))
 
 
 def predict(name: str, paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def publish(run: str, folder: Path, results: Iterable[str], store: str) -> dict[
                        **theirs['metrics']['test']})
     if others:
         card['results'] = others
-        names = [k for k in others[0] if isinstance(others[0][k], float)]
+        names = [k for k in others[0] if all(isinstance(one.get(k), float) for one in others)]
         card['mean'] = {k: statistics.fmean(one[k] for one in others) for k in names}
         if len(others) > 1:
             card['deviation'] = {k: statistics.stdev(one[k] for one in others) for k in names}
@@ -148,10 +148,3 @@ def _as_json(predictions: Sequence[Prediction], card: dict[str, Any]) -> list[di
                              else np.asarray(p.truth).tolist())
         lines.append(line)
     return lines
-
-
-def _no_nan(value: Any) -> Any:
-    """JSON has no NaN: a figure without any item to stand on is null."""
-    if isinstance(value, dict):
-        return {k: _no_nan(v) for k, v in value.items()}
-    return None if isinstance(value, float) and value != value else value

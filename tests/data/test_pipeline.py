@@ -14,9 +14,15 @@ from jmer.data.pipeline import common_steps, make_batch, pipeline
 STREAMS = ('text', 'audio', 'vision')
 
 SPEC = Spec(
-    name='tiny', version='1', layout='utterance',
+    name='tiny',
+    version='1',
+    layout='utterance',
     streams=(StreamSpec('audio', 2), StreamSpec('vision', 3)),
-    targets=(Target('emotion', 'class', ('sad', 'glad')), Target('mood', 'regression', ('valence', 'arousal'))))
+    targets=(
+        Target('emotion', 'class', ('sad', 'glad')),
+        Target('mood', 'regression', ('valence', 'arousal')),
+    ),
+)
 
 
 @cache
@@ -26,8 +32,13 @@ def corpus(layout='utterance'):
 
 def utterance(number, steps=1, **fields):
     """An item whose audio holds its number in every step, and no vision."""
-    return Item(f'item{number}', 'group', 'train', {'audio': np.full((steps, 2), number, np.float32)},
-                {'emotion': np.array(number % 2, np.int32)})._replace(**fields)
+    return Item(
+        f'item{number}',
+        'group',
+        'train',
+        {'audio': np.full((steps, 2), number, np.float32)},
+        {'emotion': np.array(number % 2, np.int32)},
+    )._replace(**fields)
 
 
 def toy(layout='utterance', **options):
@@ -60,10 +71,15 @@ def test_a_batch_is_a_function_of_seed_and_step():
 
 def test_every_epoch_sees_every_item_once_in_its_own_order():
     batches = numbered(23, batch_size=4, buckets=3)
-    epochs = [[numbers(batches.stream(7, epoch * batches.steps_per_epoch + k))
-               for k in range(batches.steps_per_epoch)] for epoch in range(3)]
+    epochs = [
+        [
+            numbers(batches.stream(7, epoch * batches.steps_per_epoch + k))
+            for k in range(batches.steps_per_epoch)
+        ]
+        for epoch in range(3)
+    ]
     for epoch in epochs:
-        assert sorted(sum(epoch, [])) == list(range(23))
+        assert sorted(number for batch in epoch for number in batch) == list(range(23))
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     other = [numbers(batches.stream(8, k)) for k in range(batches.steps_per_epoch)]
     assert other != epochs[0], 'another seed gave the same order'
@@ -82,8 +98,10 @@ def test_every_position_of_an_item_is_as_likely():
 @pytest.mark.parametrize('buckets', [1, 2, 4])
 def test_as_many_shapes_as_buckets_and_no_longer_than_needed(buckets):
     batches = toy(buckets=buckets)
-    shapes = {tuple(x.shape for x in jax.tree.leaves(batches.stream(0, step)))
-              for step in range(batches.steps_per_epoch)}
+    shapes = {
+        tuple(x.shape for x in jax.tree.leaves(batches.stream(0, step)))
+        for step in range(batches.steps_per_epoch)
+    }
     assert len(shapes) == buckets
     for bucket in batches.buckets:
         mask = bucket.batch.streams['audio'].mask
@@ -132,8 +150,10 @@ def test_a_batch_is_the_callers_own():
 
 def test_what_an_utterance_becomes():
     mask = np.array([True, False, True])
-    items = [utterance(1, 3, masks={'audio': mask}),
-             utterance(2, 1, streams={'vision': np.full((4, 3), 7, np.float32)}, labels={})]
+    items = [
+        utterance(1, 3, masks={'audio': mask}),
+        utterance(2, 1, streams={'vision': np.full((4, 3), 7, np.float32)}, labels={}),
+    ]
     batch = make_batch(items, SPEC, SPEC.target('emotion'), {'audio': (5,), 'vision': (4,)})
     audio, vision, label = batch.streams['audio'], batch.streams['vision'], batch.labels['emotion']
     assert batch.speakers is None and batch.present.tolist() == [True, True]
@@ -167,8 +187,14 @@ def test_what_a_dialogue_becomes():
 def test_dialogues_with_steps_inside_a_turn_and_without_a_stream():
     """[b u t d] of the longest turn and the most turns; a stream that no item has keeps the turns."""
     spec = Spec('talk', '1', 'dialogue', SPEC.streams, SPEC.targets)
-    items = [Item('a', 'a', 'train', {'audio': np.ones((2, 5, 2), np.float32)}, {}, speakers=np.zeros(2, np.int32)),
-             Item('b', 'b', 'train', {'audio': np.ones((3, 4, 2), np.float32)}, {}, speakers=np.zeros(3, np.int32))]
+    items = [
+        Item(
+            'a', 'a', 'train', {'audio': np.ones((2, 5, 2), np.float32)}, {}, speakers=np.zeros(2, np.int32)
+        ),
+        Item(
+            'b', 'b', 'train', {'audio': np.ones((3, 4, 2), np.float32)}, {}, speakers=np.zeros(3, np.int32)
+        ),
+    ]
     batch = pipeline(items, spec, ('audio', 'vision'), 'emotion', 2).stream(0, 0)
     assert batch.streams['audio'].x.shape == (2, 3, 5, 2)
     assert sorted(batch.streams['audio'].mask.sum((1, 2)).tolist()) == [10, 12]

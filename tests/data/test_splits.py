@@ -7,13 +7,22 @@ import pytest
 from jmer.data.corpus import Corpus, Item, Spec, StreamSpec, Target
 from jmer.data.splits import Protocol, split
 
-SPEC = Spec('tiny', '1', 'utterance', (StreamSpec('audio', 1),), (Target('emotion', 'class', ('sad', 'glad')),))
+SPEC = Spec(
+    'tiny', '1', 'utterance', (StreamSpec('audio', 1),), (Target('emotion', 'class', ('sad', 'glad')),)
+)
 
 
 def corpus(**parts):
     """Two items of every group; parts: the groups of each."""
-    return Corpus(SPEC, tuple(Item(f'{part}-{group}-{k}', group, part, {}, {})
-                              for part, groups in parts.items() for group in groups for k in range(2)))
+    return Corpus(
+        SPEC,
+        tuple(
+            Item(f'{part}-{group}-{k}', group, part, {}, {})
+            for part, groups in parts.items()
+            for group in groups
+            for k in range(2)
+        ),
+    )
 
 
 FOLDS = corpus(fold0='ab', fold1='cd', fold2='efg')
@@ -23,14 +32,17 @@ def groups(splits):
     return tuple(''.join(sorted({item.group for item in side})) for side in splits)
 
 
-@pytest.mark.parametrize(('protocol', 'expected'), [
-    (Protocol(test=('fold2',)), ('abcd', '', 'efg')),
-    (Protocol(test=('fold0', 'fold1')), ('efg', '', 'abcd')),
-    (Protocol(test=('fold2',), validation=('fold1',)), ('ab', 'cd', 'efg')),
-    (Protocol(test=('fold2',), validation=('fold1',), train=('fold0',)), ('ab', 'cd', 'efg')),
-    (Protocol(test=(), validation=('fold1',), train=('fold0',)), ('ab', 'cd', '')),
-    (Protocol(test=()), ('abcdefg', '', '')),
-])
+@pytest.mark.parametrize(
+    ('protocol', 'expected'),
+    [
+        (Protocol(test=('fold2',)), ('abcd', '', 'efg')),
+        (Protocol(test=('fold0', 'fold1')), ('efg', '', 'abcd')),
+        (Protocol(test=('fold2',), validation=('fold1',)), ('ab', 'cd', 'efg')),
+        (Protocol(test=('fold2',), validation=('fold1',), train=('fold0',)), ('ab', 'cd', 'efg')),
+        (Protocol(test=(), validation=('fold1',), train=('fold0',)), ('ab', 'cd', '')),
+        (Protocol(test=()), ('abcdefg', '', '')),
+    ],
+)
 def test_parts(protocol, expected):
     splits = split(FOLDS, protocol)
     assert groups(splits) == expected
@@ -52,21 +64,28 @@ def test_the_draw_is_a_function_of_the_seed():
         return groups(split(of, Protocol(test=(), held_out=3, seed=seed)))[1]
 
     assert drawn(0) == drawn(0)
-    assert drawn(0) == drawn(0, FOLDS._replace(items=FOLDS.items[::-1])), 'the order of the items plays no part'
+    assert drawn(0) == drawn(0, FOLDS._replace(items=FOLDS.items[::-1])), (
+        'the order of the items plays no part'
+    )
     assert len({drawn(seed) for seed in range(8)}) > 4
 
 
-@pytest.mark.parametrize(('protocol', 'sides'), [
-    (Protocol(test=('test',), validation=('dev',)), 'train and in test'),
-    (Protocol(test=('dev',), validation=('test',)), 'train and in validation'),
-    (Protocol(test=('test',), validation=('test',), train=('dev',)), 'validation and in test'),
-])
+@pytest.mark.parametrize(
+    ('protocol', 'sides'),
+    [
+        (Protocol(test=('test',), validation=('dev',)), 'train and in test'),
+        (Protocol(test=('dev',), validation=('test',)), 'train and in validation'),
+        (Protocol(test=('test',), validation=('test',), train=('dev',)), 'validation and in test'),
+    ],
+)
 def test_a_leak_is_refused_by_name(protocol, sides):
     leaky = corpus(train=['Ann', 'Bob'], dev=['Cyd'], test=['Bob', 'Dan'])
     name = "['Bob', 'Dan']" if 'validation and in test' in sides else "['Bob']"
     with pytest.raises(ValueError, match=re.escape(f'the groups {name} stand in {sides}')):
         split(leaky, protocol)
-    assert groups(split(leaky, Protocol(test=('test',), train=('dev',))))[0] == 'Cyd', 'a part unused is no leak'
+    assert groups(split(leaky, Protocol(test=('test',), train=('dev',))))[0] == 'Cyd', (
+        'a part unused is no leak'
+    )
 
 
 @pytest.mark.parametrize('field', ['test', 'validation', 'train'])
@@ -76,11 +95,14 @@ def test_an_unknown_part_is_refused_by_name(field):
         split(FOLDS, Protocol(**fields))
 
 
-@pytest.mark.parametrize(('protocol', 'message'), [
-    (Protocol(test=('fold0', 'fold1', 'fold2')), 'nothing is left to train on'),
-    (Protocol(test=('fold2',), held_out=4), 'cannot hold out 4 of 4 groups'),
-    (Protocol(test=('fold2',), held_out=-1), 'held_out: found -1'),
-])
+@pytest.mark.parametrize(
+    ('protocol', 'message'),
+    [
+        (Protocol(test=('fold0', 'fold1', 'fold2')), 'nothing is left to train on'),
+        (Protocol(test=('fold2',), held_out=4), 'cannot hold out 4 of 4 groups'),
+        (Protocol(test=('fold2',), held_out=-1), 'held_out: found -1'),
+    ],
+)
 def test_what_cannot_be_split(protocol, message):
     with pytest.raises(ValueError, match=message):
         split(FOLDS, protocol)

@@ -14,14 +14,22 @@ from tests import batches
 
 
 def item(streams, masks=None):
-    return Item('one', 'group', 'train', {name: np.asarray(x, np.float32) for name, x in streams.items()}, {},
-                masks or {})
+    return Item(
+        'one',
+        'group',
+        'train',
+        {name: np.asarray(x, np.float32) for name, x in streams.items()},
+        {},
+        masks or {},
+    )
 
 
 def test_standardisation_gives_zero_mean_and_unit_deviation():
     rng = np.random.default_rng(0)
-    items = [item({'audio': 3 + 5 * rng.normal(size=(t, 4)), 'vision': 1e4 + rng.normal(size=(2, 3))})
-             for t in (3, 7, 11)]
+    items = [
+        item({'audio': 3 + 5 * rng.normal(size=(t, 4)), 'vision': 1e4 + rng.normal(size=(2, 3))})
+        for t in (3, 7, 11)
+    ]
     moments = transforms.fit_standardisation(items, ('audio', 'vision'))
     rows = np.concatenate([x.streams['audio'] for x in items])
     np.testing.assert_allclose(moments['audio'].mean, rows.mean(0), rtol=1e-6)
@@ -37,7 +45,9 @@ def test_a_constant_feature_becomes_zero_and_keeps_its_scale():
     x = np.stack([np.full(9, 0.1), np.full(9, 3e5), np.zeros(9), np.arange(9)], 1)
     moments = transforms.fit_standardisation([item({'audio': x})], ('audio',))['audio']
     assert moments.std[:3].tolist() == [1, 1, 1]
-    moved = transforms.standardise(item({'audio': x + [[1, 0, 1, 0]]}), {'audio': moments}).streams['audio']
+    moved = transforms.standardise(item({'audio': x + np.array([1, 0, 1, 0])}), {'audio': moments}).streams[
+        'audio'
+    ]
     np.testing.assert_allclose(moved[:, :3], [[1, 0, 1]] * 9, atol=1e-6)
 
 
@@ -59,12 +69,19 @@ def test_masked_steps_and_missing_streams_have_no_say():
 def test_validation_and_test_items_have_no_say_in_the_moments():
     """Whatever stands outside the training side, the trainer's moments are the same."""
     corpus = synthetic.corpus(dialogues=(3, 2, 2))
-    data = Data('toy', ('text', 'audio'), protocol=Protocol(test=('test',), validation=('validation',)),
-                pool=(('audio', 3),), truncate=(('text', 5),))
+    data = Data(
+        'toy',
+        ('text', 'audio'),
+        protocol=Protocol(test=('test',), validation=('validation',)),
+        pool=(('audio', 3),),
+        truncate=(('text', 5),),
+    )
 
     def moments(change):
-        items = tuple(x if x.part == 'train' else x._replace(streams={n: change(v) for n, v in x.streams.items()})
-                      for x in corpus.items)
+        items = tuple(
+            x if x.part == 'train' else x._replace(streams={n: change(v) for n, v in x.streams.items()})
+            for x in corpus.items
+        )
         return inputs.fit(inputs.shape(split(corpus._replace(items=items), data.protocol).train, data), data)
 
     before, after = moments(lambda x: x), moments(lambda x: 100 - 7 * x)
@@ -79,8 +96,9 @@ def test_standardise_can_be_switched_off():
     assert inputs.fit([item({'audio': [[1.0]]})], data) == {}
 
 
-@pytest.mark.parametrize(('factor', 'expected'), [
-    (1, [0, 1, 2, 3, 4]), (2, [0.5, 2.5, 4]), (5, [2]), (9, [2])])
+@pytest.mark.parametrize(
+    ('factor', 'expected'), [(1, [0, 1, 2, 3, 4]), (2, [0.5, 2.5, 4]), (5, [2]), (9, [2])]
+)
 def test_pooling_averages_runs_and_a_short_last_one(factor, expected):
     x = np.arange(5.0)[:, None] * [[1, -2]]
     pooled = transforms.pool_steps(item({'audio': x, 'text': x}), {'audio': factor, 'eeg': 3})
@@ -91,13 +109,17 @@ def test_pooling_averages_runs_and_a_short_last_one(factor, expected):
 
 def test_steps_that_are_missing_cannot_be_pooled():
     with pytest.raises(ValueError, match='one: stream audio has missing steps'):
-        transforms.pool_steps(item({'audio': np.ones((2, 1))}, {'audio': np.array([True, False])}), {'audio': 2})
+        transforms.pool_steps(
+            item({'audio': np.ones((2, 1))}, {'audio': np.array([True, False])}), {'audio': 2}
+        )
 
 
 def test_truncate_keeps_the_first_steps_and_their_mask():
     mask = np.array([False, True, True])
-    cut = transforms.truncate(item({'audio': np.arange(3.0)[:, None], 'text': np.ones((4, 2))}, {'audio': mask}),
-                              {'audio': 2, 'eeg': 1})
+    cut = transforms.truncate(
+        item({'audio': np.arange(3.0)[:, None], 'text': np.ones((4, 2))}, {'audio': mask}),
+        {'audio': 2, 'eeg': 1},
+    )
     assert cut.streams['audio'][:, 0].tolist() == [0, 1]
     assert cut.masks['audio'].tolist() == [False, True]
     assert cut.streams['text'].shape == (4, 2)
@@ -108,15 +130,24 @@ NAMES = ('a', 'b', 'c')
 
 def present(count, layout):
     """A batch whose items have stream c, b and c, or all three, in turn; which have which: [m *b]."""
-    lead, steps = ((count, 2), ()) if layout == 'turns' else ((count, 2), (3,)) if layout == 'turn steps' else (
-        (count,), (3,))
-    has = np.stack([np.broadcast_to((np.arange(count) % 3 >= 2 - m).reshape(-1, *[1] * (len(lead) - 1)), lead)
-                    for m in range(3)])
+    lead, steps = (
+        ((count, 2), ())
+        if layout == 'turns'
+        else ((count, 2), (3,))
+        if layout == 'turn steps'
+        else ((count,), (3,))
+    )
+    has = np.stack(
+        [
+            np.broadcast_to((np.arange(count) % 3 >= 2 - m).reshape(-1, *[1] * (len(lead) - 1)), lead)
+            for m in range(3)
+        ]
+    )
     streams = {}
     for name, here in zip(NAMES, has, strict=True):
         mask = np.broadcast_to(here.reshape(*lead, *[1] * len(steps)), (*lead, *steps)).copy()
         if steps:
-            mask[..., 0] = False      # absent steps stay absent
+            mask[..., 0] = False  # absent steps stay absent
         streams[name] = Stream(np.ones((*lead, *steps, 1), np.float32), mask)
     return Batch(streams, np.ones(lead, bool), {}), has
 
@@ -146,13 +177,32 @@ def test_dropped_modalities(layout):
 
 def test_dropping_is_by_key_and_by_item():
     batch, _ = present(600, 'utterances')
-    masks = [np.asarray(transforms.drop_modalities(batch, jax.random.key(k), 0.5).streams['c'].mask)
-             for k in (0, 0, 1)]
+    masks = [
+        np.asarray(transforms.drop_modalities(batch, jax.random.key(k), 0.5).streams['c'].mask)
+        for k in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(masks[0], masks[1])
     assert (masks[0] != masks[2]).any()
     none = transforms.drop_modalities(batch, jax.random.key(0), 0.0)
     for n in NAMES:
         np.testing.assert_array_equal(none.streams[n].mask, batch.streams[n].mask)
+
+
+def test_a_stand_in_counts_only_where_the_other_is_missing():
+    """[b t] beside [b t'], whatever their lengths; and by the turn."""
+    batch = batches.utterances()
+    text, audio = batch.streams['text'], batch.streams['audio']
+    text.mask[1] = False
+    text.mask[2, :-1] = False  # a single step is enough to be there
+    audio.mask[0, 4:] = False
+    masks = transforms.stand_in(batch, (('audio', 'text'),)).streams
+    assert masks['audio'].mask.any(1).tolist() == [False, True, False] and masks['audio'].mask[1].all()
+    assert masks['text'] is text and masks['vision'] is batch.streams['vision']
+    turns = batches.dialogues()
+    turns.streams['text'] = Stream(turns.streams['text'].x, np.arange(18).reshape(3, 6) % 3 > 0)
+    stood_in = transforms.stand_in(turns, (('audio', 'text'),)).streams['audio'].mask
+    np.testing.assert_array_equal(stood_in, ~turns.streams['text'].mask)
+    assert transforms.stand_in(batch, ()) == batch
 
 
 def test_noise_has_the_deviation_asked_for_and_differs_by_stream():

@@ -24,8 +24,10 @@ def rows(count=16, seed=0, present=0.6):
 def variables(seed=1):
     rng = np.random.default_rng(seed)
     draw = {name: rng.uniform(0.5, 2, WIDTH).astype(np.float32) for name in ('scale', 'bias', 'mean', 'var')}
-    return {'params': {n: draw[n] for n in ('scale', 'bias')},
-            'batch_stats': {n: draw[n] for n in ('mean', 'var')}}
+    return {
+        'params': {n: draw[n] for n in ('scale', 'bias')},
+        'batch_stats': {n: draw[n] for n in ('mean', 'var')},
+    }
 
 
 @jax.jit
@@ -39,8 +41,10 @@ def by_hand(variables, x, mask, momentum=0.1, epsilon=1e-5):
     p, s = variables['params'], variables['batch_stats']
     seen = x[mask].astype(np.float64)
     normal = (x.astype(np.float64) - seen.mean(0)) / np.sqrt(seen.var(0) + epsilon)
-    statistics = {'mean': (1 - momentum) * s['mean'] + momentum * seen.mean(0),
-                  'var': (1 - momentum) * s['var'] + momentum * seen.var(0, ddof=1)}
+    statistics = {
+        'mean': (1 - momentum) * s['mean'] + momentum * seen.mean(0),
+        'var': (1 - momentum) * s['var'] + momentum * seen.var(0, ddof=1),
+    }
     return (normal * p['scale'] + p['bias'])[mask], statistics
 
 
@@ -66,7 +70,9 @@ def test_evaluation_uses_the_running_statistics():
 def test_fresh_statistics_are_those_of_a_standard_normal():
     fresh = NORM.init(jax.random.key(0), *rows(), train=True)
     assert jax.tree.map(lambda v: v.tolist(), fresh) == {
-        'params': {'scale': [1] * 3, 'bias': [0] * 3}, 'batch_stats': {'mean': [0] * 3, 'var': [1] * 3}}
+        'params': {'scale': [1] * 3, 'bias': [0] * 3},
+        'batch_stats': {'mean': [0] * 3, 'var': [1] * 3},
+    }
 
 
 def test_masked_rows_are_invisible_to_values_statistics_and_gradients():
@@ -80,8 +86,11 @@ def test_masked_rows_are_invisible_to_values_statistics_and_gradients():
 
     both = jax.jit(jax.value_and_grad(loss, has_aux=True))
     other = np.where(mask[:, None], x, -77.0).astype(np.float32)
-    for a, b in zip(jax.tree.leaves(both(variables()['params'], x)), jax.tree.leaves(
-            both(variables()['params'], other)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(both(variables()['params'], x)),
+        jax.tree.leaves(both(variables()['params'], other)),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
     assert not np.asarray(jax.grad(lambda v: loss(variables()['params'], v)[0])(x))[~mask].any()
 
@@ -91,7 +100,9 @@ def test_every_axis_but_the_last_is_batch(shape):
     x, mask = rows()
     y, statistics = train(variables(), x, mask)
     folded, of_folded = train(variables(), x.reshape(*shape, WIDTH), mask.reshape(shape))
-    np.testing.assert_allclose(np.asarray(folded).reshape(x.shape)[mask], np.asarray(y)[mask], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(folded).reshape(x.shape)[mask], np.asarray(y)[mask], rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(of_folded['var'], statistics['var'], rtol=1e-5)
 
 
@@ -115,6 +126,7 @@ def test_a_batch_of_one_row_keeps_the_variance():
 
 def value_and_gradient(params, x, mask):
     """Loss of the local rows, statistics and gradients with respect to parameters and input."""
+
     def loss(params, x):
         y, new = NORM.apply(variables() | {'params': params}, x, mask, train=True, mutable=['batch_stats'])
         return jnp.sum(jnp.where(mask[:, None], jnp.sin(y), 0.0)), new['batch_stats']
@@ -133,10 +145,14 @@ def test_eight_devices_are_as_one(via):
     expected = jax.tree.map(np.asarray, jax.jit(value_and_gradient)(params, x, mask))
     mesh = parallel.mesh()
     if via == 'jit':
-        found = jax.jit(value_and_gradient)(parallel.replicate(params, mesh), *parallel.shard((x, mask), mesh))
+        found = jax.jit(value_and_gradient)(
+            parallel.replicate(params, mesh), *parallel.shard((x, mask), mesh)
+        )
         of_x = found[-1]
     else:
-        mapped = jax.pmap(value_and_gradient, axis_name=AXIS, in_axes=(None, 0, 0), out_axes=(None, None, None, 0))
+        mapped = jax.pmap(
+            value_and_gradient, axis_name=AXIS, in_axes=(None, 0, 0), out_axes=(None, None, None, 0)
+        )
         found = mapped(params, x.reshape(8, 2, WIDTH), mask.reshape(8, 2))
         of_x = np.asarray(found[-1]).reshape(x.shape)
     for a, b in zip(jax.tree.leaves(found[:-1]), jax.tree.leaves(expected[:-1]), strict=True):

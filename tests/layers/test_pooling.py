@@ -19,7 +19,9 @@ def thirds(count):
 BY_HAND = {
     'mean': lambda x: x.mean(0),
     'mean_std': lambda x: np.concatenate([x.mean(0), x.std(0)]),
-    'thirds': lambda x: np.concatenate([x[part].mean(0) if len(part) else x.mean(0) for part in thirds(len(x))]),
+    'thirds': lambda x: np.concatenate(
+        [x[part].mean(0) if len(part) else x.mean(0) for part in thirds(len(x))]
+    ),
     'max': lambda x: x.max(0),
     'last': lambda x: x[-1],
 }
@@ -30,7 +32,7 @@ def spread_out(garbage=np.nan):
     rng = np.random.default_rng(9)
     x, mask = np.full((4, 9, 3), garbage, np.float32), np.zeros((4, 9), bool)
     for row, steps in enumerate(RAGGED):
-        places = np.sort(rng.permutation(9)[:len(steps)])
+        places = np.sort(rng.permutation(9)[: len(steps)])
         x[row, places], mask[row, places] = steps, True
     return x, mask
 
@@ -70,5 +72,6 @@ def test_streams_side_by_side_and_which_are_there():
 def test_one_vector_a_turn():
     x, mask = spread_out()
     np.testing.assert_array_equal(turn_vectors(Stream(x, mask)), np.where(mask[..., None], x, 0))
-    np.testing.assert_allclose(turn_vectors(Stream(x[None], mask[None]))[0, :3],
-                               [steps.mean(0) for steps in RAGGED], rtol=1e-5)
+    np.testing.assert_allclose(
+        turn_vectors(Stream(x[None], mask[None]))[0, :3], [steps.mean(0) for steps in RAGGED], rtol=1e-5
+    )

@@ -27,10 +27,12 @@ def sigmoid(x):
 
 def by_hand(params, x, reverse=False):
     """One sequence [t d] through an LSTM as the textbook has it, in float64; [t width]."""
-    kernel, recurrent, bias = (np.asarray(params[n], np.float64) for n in ('input_kernel', 'hidden_kernel', 'bias'))
+    kernel, recurrent, bias = (
+        np.asarray(params[n], np.float64) for n in ('input_kernel', 'hidden_kernel', 'bias')
+    )
     h = c = np.zeros(len(recurrent))
     out = {}
-    for t in (reversed(range(len(x))) if reverse else range(len(x))):
+    for t in reversed(range(len(x))) if reverse else range(len(x)):
         gates = x[t] @ kernel + h @ recurrent + bias
         i, f, g, o = gates.reshape(4, -1)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
@@ -52,6 +54,7 @@ def variables():
 @cache
 def compiled():
     """Outputs, and gradients of their squares with respect to parameters and input."""
+
     def squares(variables, x, mask):
         y = layers().apply(variables, x, mask, train=False)
         return jnp.sum(y**2), y
@@ -69,8 +72,13 @@ def test_it_is_an_lstm_each_way():
     for row in range(len(x)):
         inner = x[row]
         for k in range(2):
-            inner = np.concatenate([by_hand(variables()['params'][f'forward_{k}'], inner),
-                                    by_hand(variables()['params'][f'backward_{k}'], inner, reverse=True)], -1)
+            inner = np.concatenate(
+                [
+                    by_hand(variables()['params'][f'forward_{k}'], inner),
+                    by_hand(variables()['params'][f'backward_{k}'], inner, reverse=True),
+                ],
+                -1,
+            )
         np.testing.assert_allclose(y[row], inner, rtol=1e-5, atol=1e-6)
 
 

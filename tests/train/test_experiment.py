@@ -14,29 +14,32 @@ from jmer.train.experiment import Data, Experiment, Loss, Optimizer, data_from_j
 EXPERIMENT = Experiment(zoo.create('late', classes=3), Data('toy', ('text', 'audio')))
 
 
-@pytest.mark.parametrize(('setting', 'path', 'value'), [
-    ('epochs=7', 'epochs', 7),
-    ('higher=False', 'higher', False),
-    ('monitor=accuracy', 'monitor', 'accuracy'),
-    ('compute_dtype=bfloat16', 'compute_dtype', 'bfloat16'),
-    ('optimizer.rate=3e-4', 'optimizer.rate', 3e-4),
-    ('optimizer.rate=1', 'optimizer.rate', 1.0),
-    ('optimizer.freeze=head/*', 'optimizer.freeze', ('head/*',)),
-    ('optimizer.schedule=cosine', 'optimizer.schedule', 'cosine'),
-    ('data.protocol.test=fold2', 'data.protocol.test', ('fold2',)),
-    ('data.protocol.test=fold2,fold3', 'data.protocol.test', ('fold2', 'fold3')),
-    ('data.protocol.test=', 'data.protocol.test', ()),
-    ('data.streams=text', 'data.streams', ('text',)),
-    ('data.pool=audio,10', 'data.pool', (('audio', 10),)),
-    ("data.pool=('audio',10),('text',2)", 'data.pool', (('audio', 10), ('text', 2))),
-    ('data.stand_ins=audio,text', 'data.stand_ins', (('audio', 'text'),)),
-    ('loss.class_weights=1,2.5,3', 'loss.class_weights', (1.0, 2.5, 3.0)),
-    ('loss.name=', 'loss.name', ''),
-    ('model.hidden=[64, 32]', 'model.hidden', (64, 32)),
-    ('model.hidden=64', 'model.hidden', (64,)),
-    ('model.dropout=0', 'model.dropout', 0.0),
-    ('model.probabilities=False', 'model.probabilities', False),
-])
+@pytest.mark.parametrize(
+    ('setting', 'path', 'value'),
+    [
+        ('epochs=7', 'epochs', 7),
+        ('higher=False', 'higher', False),
+        ('monitor=accuracy', 'monitor', 'accuracy'),
+        ('compute_dtype=bfloat16', 'compute_dtype', 'bfloat16'),
+        ('optimizer.rate=3e-4', 'optimizer.rate', 3e-4),
+        ('optimizer.rate=1', 'optimizer.rate', 1.0),
+        ('optimizer.freeze=head/*', 'optimizer.freeze', ('head/*',)),
+        ('optimizer.schedule=cosine', 'optimizer.schedule', 'cosine'),
+        ('data.protocol.test=fold2', 'data.protocol.test', ('fold2',)),
+        ('data.protocol.test=fold2,fold3', 'data.protocol.test', ('fold2', 'fold3')),
+        ('data.protocol.test=', 'data.protocol.test', ()),
+        ('data.streams=text', 'data.streams', ('text',)),
+        ('data.pool=audio,10', 'data.pool', (('audio', 10),)),
+        ("data.pool=('audio',10),('text',2)", 'data.pool', (('audio', 10), ('text', 2))),
+        ('data.stand_ins=audio,text', 'data.stand_ins', (('audio', 'text'),)),
+        ('loss.class_weights=1,2.5,3', 'loss.class_weights', (1.0, 2.5, 3.0)),
+        ('loss.name=', 'loss.name', ''),
+        ('model.hidden=[64, 32]', 'model.hidden', (64, 32)),
+        ('model.hidden=64', 'model.hidden', (64,)),
+        ('model.dropout=0', 'model.dropout', 0.0),
+        ('model.probabilities=False', 'model.probabilities', False),
+    ],
+)
 def test_an_option_takes_the_type_that_it_has(setting, path, value):
     changed = override(EXPERIMENT, [setting])
     *nodes, name = path.split('.')
@@ -56,42 +59,53 @@ def test_settings_add_up_and_the_last_one_wins():
     assert EXPERIMENT.epochs == 50 and EXPERIMENT.optimizer == Optimizer()
 
 
-@pytest.mark.parametrize(('setting', 'message'), [
-    ('epochs', "'epochs': a setting has the form option=value"),
-    ('epoch=3', "no option is called 'epoch'; did you mean epochs"),
-    ('optimiser.rate=1', "no option is called 'optimiser.rate'; did you mean optimizer"),
-    ('optimizer.lr=1', "no option is called 'optimizer.lr'; did you mean .*rate"),
-    ('model.heads=3', "no option is called 'model.heads'"),
-    ('model.name=x', "no option is called 'model.name'"),
-    ('epochs.x=3', 'epochs has no options of its own'),
-    ('optimizer=adam', 'set one of its options: optimizer.name, optimizer.rate'),
-    ('model=gmu', 'set one of its options: model.classes'),
-    ('epochs=3.5', r"epochs: found '3.5', expected a value like 50 \(int\)"),
-    ('epochs=True', "epochs: found 'True'"),
-    ('epochs=', "epochs: found ''"),
-    ('higher=1', "higher: found '1'"),
-    ('optimizer.rate=fast', r"optimizer.rate: found 'fast', expected a value like 0.001 \(float\)"),
-    ('optimizer.name=lion', "optimizer.name: found 'lion', expected one of adam, adamw, sgd"),
-    ('compute_dtype=float16', "found 'float16', expected one of float32, bfloat16"),
-    ('monitor=3', "monitor: found '3', expected a value like 'uar'"),
-    ('data.protocol.test=3', r"data.protocol.test: found '3', expected a value like \('test',\) \(tuple\[str"),
-    ('data.pool=audio', r"data.pool: found 'audio', .*tuple\[tuple\[str, int\]"),
-    ('data.pool=audio,x', "data.pool: found 'audio,x'"),
-    ('loss.class_weights=1,two', "loss.class_weights: found '1,two'"),
-    ('model.hidden=64,wide', "model.hidden: found '64,wide'"),
-])
+@pytest.mark.parametrize(
+    ('setting', 'message'),
+    [
+        ('epochs', "'epochs': a setting has the form option=value"),
+        ('epoch=3', "no option is called 'epoch'; did you mean epochs"),
+        ('optimiser.rate=1', "no option is called 'optimiser.rate'; did you mean optimizer"),
+        ('optimizer.lr=1', "no option is called 'optimizer.lr'; did you mean .*rate"),
+        ('model.heads=3', "no option is called 'model.heads'"),
+        ('model.name=x', "no option is called 'model.name'"),
+        ('epochs.x=3', 'epochs has no options of its own'),
+        ('optimizer=adam', 'set one of its options: optimizer.name, optimizer.rate'),
+        ('model=gmu', 'set one of its options: model.classes'),
+        ('epochs=3.5', r"epochs: found '3.5', expected a value like 50 \(int\)"),
+        ('epochs=True', "epochs: found 'True'"),
+        ('epochs=', "epochs: found ''"),
+        ('higher=1', "higher: found '1'"),
+        ('optimizer.rate=fast', r"optimizer.rate: found 'fast', expected a value like 0.001 \(float\)"),
+        ('optimizer.name=lion', "optimizer.name: found 'lion', expected one of adam, adamw, sgd"),
+        ('compute_dtype=float16', "found 'float16', expected one of float32, bfloat16"),
+        ('monitor=3', "monitor: found '3', expected a value like 'uar'"),
+        (
+            'data.protocol.test=3',
+            r"data.protocol.test: found '3', expected a value like \('test',\) \(tuple\[str",
+        ),
+        ('data.pool=audio', r"data.pool: found 'audio', .*tuple\[tuple\[str, int\]"),
+        ('data.pool=audio,x', "data.pool: found 'audio,x'"),
+        ('loss.class_weights=1,two', "loss.class_weights: found '1,two'"),
+        ('model.hidden=64,wide', "model.hidden: found '64,wide'"),
+    ],
+)
 def test_a_setting_that_does_not_fit_is_named(setting, message):
     with pytest.raises(ValueError, match=message):
         override(EXPERIMENT, [setting])
 
 
 def test_json_holds_all_of_an_experiment():
-    changed = override(EXPERIMENT, ['data.pool=audio,10', 'data.protocol.test=fold1', 'loss.class_weights=1,2,3'])
+    changed = override(
+        EXPERIMENT, ['data.pool=audio,10', 'data.protocol.test=fold1', 'loss.class_weights=1,2,3']
+    )
     plain = json.loads(json.dumps(to_json(changed)))
     assert set(plain) == {field.name for field in dataclasses.fields(Experiment)}
     assert data_from_json(plain['data']) == changed.data
     assert zoo.build(plain['model']) == changed.model
-    assert Optimizer(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain['optimizer'].items()}) == Optimizer()
+    assert (
+        Optimizer(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain['optimizer'].items()})
+        == Optimizer()
+    )
     assert set(plain['loss']) == {field.name for field in dataclasses.fields(Loss)}
     old = {key: value for key, value in plain['data'].items() if key != 'stand_ins'}
     assert data_from_json(old) == changed.data, 'a card from before an option was there'
@@ -113,7 +127,9 @@ def test_every_recipe_shipped_can_be_read_and_overridden(name):
 
 def test_a_recipe_is_named_by_its_place_or_its_path(tmp_path):
     path = tmp_path / 'mine.py'
-    path.write_text('from jmer.train import experiment\n\ndef get():\n    return experiment.load("toy/gmu")\n')
+    path.write_text(
+        'from jmer.train import experiment\n\ndef get():\n    return experiment.load("toy/gmu")\n'
+    )
     assert experiments.load(str(path)) == experiments.load('toy/gmu') == experiments.load('toy/gmu.py')
     with pytest.raises(FileNotFoundError, match=r'toy/gnu: no such file.*toy/gmu'):
         experiments.load('toy/gnu')

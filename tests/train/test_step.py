@@ -15,11 +15,14 @@ from jmer.train.step import init_state, make_step
 from jmer.types import Label
 from tests import batches
 
-FIELDS = {'gmu': {'streams': ('text', 'audio', 'vision'), 'hidden': 6},
-          'bclstm': {'streams': ('text', 'audio'), 'width': 4, 'hidden': 5, 'layers': 1, 'attention': True},
-          'early': {'hidden': (4,)}}
+FIELDS = {
+    'gmu': {'streams': ('text', 'audio', 'vision'), 'hidden': 6},
+    'bclstm': {'streams': ('text', 'audio'), 'width': 4, 'hidden': 5, 'layers': 1, 'attention': True},
+    'early': {'hidden': (4,)},
+}
 """gmu has batch statistics, bclstm speaks of turns, early compiles fast."""
 RATE = 0.1
+SGD = optax.sgd(RATE)
 CLASS_WEIGHTS = (1.0, 4.0, 0.25)
 METRIC = metrics.for_target('class', batches.CLASSES)
 
@@ -54,21 +57,21 @@ def batch(name, seed=0):
 
 
 @cache
-def step(name, via='jit', devices=1, optimizer=optax.sgd(RATE), **options):
+def step(name, via='jit', devices=1, optimizer=SGD, **options):
     mesh = parallel.mesh(jax.devices()[:devices])
     rates = {'dropout': options.pop('dropout')} if 'dropout' in options else {}
     made = make_step(model(name, **rates), weighted, optimizer, measured, **options)
     return parallel.compile_step(made, mesh, via), mesh
 
 
-def start(name, mesh, optimizer=optax.sgd(RATE), seed=0):
+def start(name, mesh, optimizer=SGD, seed=0):
     example = batches.rows(batch(name), slice(0, 1))
     return parallel.replicate(init_state(model(name), optimizer, example, seed), mesh)
 
 
 def run(name, steps=1, first=0, state=None, key=0, **options):
     """State and sums after some steps from the start (or `state`), on batches of their own."""
-    optimizer = options.get('optimizer', optax.sgd(RATE))
+    optimizer = options.get('optimizer', SGD)
     compiled, mesh = step(name, **options)
     state = start(name, mesh, optimizer) if state is None else parallel.replicate(state, mesh)
     for k in range(first, first + steps):
@@ -88,15 +91,20 @@ def one_device(name, steps):
 
 def moved(name, after):
     """How far the parameters went, over the whole vector."""
-    flat = [np.asarray(a - b).ravel() for a, b in zip(
-        jax.tree.leaves(after.params), jax.tree.leaves(initial(name).params), strict=True)]
+    flat = [
+        np.asarray(a - b).ravel()
+        for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(initial(name).params), strict=True)
+    ]
     return np.concatenate(flat)
 
 
 def assert_same_way(name, found, expected, tolerance=1e-6):
     """Parameters agree to `tolerance` of the largest, and so does the way they went, tenfold."""
-    for a, b in zip(jax.tree.leaves((found.params, found.model_state)),
-                    jax.tree.leaves((expected.params, expected.model_state)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((found.params, found.model_state)),
+        jax.tree.leaves((expected.params, expected.model_state)),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1))
     way = moved(name, expected)
     assert np.abs(moved(name, found) - way).max() < 10 * tolerance * np.abs(way).max()
@@ -124,22 +132,22 @@ def test_accumulation_changes_nothing(via, devices):
 
 
 def test_the_loss_is_divided_by_the_global_weight():
-    """Gradient by hand: of the weighted mean over all labelled turns, written without the step."""
-    label = batch('bclstm').labels['emotion']
+    """Gradient by hand: of the weighted mean over all labelled items, written without the step."""
+    label = batch('early').labels['emotion']
     weights = np.where(label.mask, np.array(CLASS_WEIGHTS, np.float32)[label.value], 0)
 
     @jax.jit
     def loss(params):
-        logits = model('bclstm').apply({'params': params}, batch('bclstm'), train=False).logits
+        logits = model('early').apply({'params': params}, batch('early'), train=False).logits
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), label.value[..., None], -1)[..., 0]
         return -jnp.sum(jnp.where(label.mask, picked, 0) * weights) / weights.sum()
 
-    value, gradient = jax.value_and_grad(loss)(initial('bclstm').params)
-    found, sums = one_device('bclstm', 1)
+    value, gradient = jax.value_and_grad(loss)(initial('early').params)
+    found, sums = one_device('early', 1)
     np.testing.assert_allclose(sums['loss']['label'], (value * weights.sum(), weights.sum()), rtol=1e-5)
     np.testing.assert_allclose(sums['gradient_norm'], optax.tree.norm(gradient), rtol=1e-5)
     expected = np.concatenate([-RATE * np.ravel(g) for g in jax.tree.leaves(gradient)])
-    np.testing.assert_allclose(moved('bclstm', found), expected, atol=2e-6 * np.abs(expected).max() + 1e-8)
+    np.testing.assert_allclose(moved('early', found), expected, atol=2e-6 * np.abs(expected).max() + 1e-8)
     assert sums['metrics'].confusion.sum() == label.mask.sum()
 
 
@@ -168,11 +176,17 @@ def test_half_precision_is_close_and_keeps_the_state_in_float32():
     assert (way != expected_way).any(), 'it was computed in float32'
 
 
-@pytest.mark.parametrize(('name', 'options'), [
-    ('bclstm', {'compute_dtype': 'bfloat16'}), ('gmu', {'accumulate': 4}),
-    ('gmu', {'accumulate': 4, 'compute_dtype': 'bfloat16'})])
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('bclstm', {'compute_dtype': 'bfloat16'}),
+        ('gmu', {'accumulate': 4}),
+        ('gmu', {'accumulate': 4, 'compute_dtype': 'bfloat16'}),
+    ],
+)
 def test_shapes_and_types_stay(name, options):
     """Traced only: recurrence in half precision, and batch statistics that differ from part to part."""
+
     def types(**options):
         made = make_step(model(name), weighted, optax.sgd(RATE), measured, **options)
         return jax.eval_shape(made, initial(name), batch(name), jax.random.key(0))
@@ -193,8 +207,9 @@ def test_a_step_that_is_not_finite_leaves_the_state_alone(name, value):
     """1e30 overflows the variance only: all gradients are finite, the running statistics are not."""
     compiled, mesh = step(name)
     before = parallel.fetch(one_device(name, 1)[0])
-    after, sums = compiled(parallel.replicate(before, mesh), parallel.shard(spoilt(name, value), mesh),
-                           jax.random.key(0))
+    after, sums = compiled(
+        parallel.replicate(before, mesh), parallel.shard(spoilt(name, value), mesh), jax.random.key(0)
+    )
     assert not bool(sums['finite'])
     for a, b in zip(jax.tree.leaves(parallel.fetch(after)), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -211,16 +226,21 @@ def test_dropout_hangs_on_key_and_step():
 
 def test_augmentation_changes_what_is_learnt_and_measured():
     def silence(batch, key):
-        return batch._replace(labels={'emotion': batch.labels['emotion']._replace(
-            mask=jnp.zeros_like(batch.labels['emotion'].mask))})
+        return batch._replace(
+            labels={
+                'emotion': batch.labels['emotion']._replace(mask=jnp.zeros_like(batch.labels['emotion'].mask))
+            }
+        )
 
     _, sums = run('early', augment=silence)
     assert sums['loss']['label'][1] == sums['metrics'].confusion.sum() == 0
 
 
-PARAMS = {'dense': {'kernel': np.full((2, 2), 2.0, np.float32), 'bias': np.full(2, 2.0, np.float32)},
-          'norm': {'scale': np.full(2, 2.0, np.float32)},
-          'lstm': {'input_kernel': np.full(2, 2.0, np.float32), 'hidden_bias': np.full(2, 2.0, np.float32)}}
+PARAMS = {
+    'dense': {'kernel': np.full((2, 2), 2.0, np.float32), 'bias': np.full(2, 2.0, np.float32)},
+    'norm': {'scale': np.full(2, 2.0, np.float32)},
+    'lstm': {'input_kernel': np.full(2, 2.0, np.float32), 'hidden_bias': np.full(2, 2.0, np.float32)},
+}
 
 
 def update(settings, gradient=0.0, steps=100, count=1):
@@ -228,7 +248,9 @@ def update(settings, gradient=0.0, steps=100, count=1):
     optimizer = optimizers.make(settings, steps)
     state, params = optimizer.init(PARAMS), PARAMS
     for _ in range(count):
-        updates, state = optimizer.update(jax.tree.map(lambda x: np.full_like(x, gradient), PARAMS), state, params)
+        updates, state = optimizer.update(
+            jax.tree.map(lambda x: np.full_like(x, gradient), PARAMS), state, params
+        )
         params = optax.apply_updates(params, updates)
     return jax.tree.map(lambda a, b: float(np.max(np.abs(np.asarray(a) - b))), params, PARAMS)
 
@@ -256,17 +278,22 @@ def test_clip_bounds_the_global_norm():
     """12 numbers of gradient 3 have norm 3 sqrt(12)."""
     gone = update(Optimizer('sgd', rate=1.0, clip=0.5), gradient=3.0)
     np.testing.assert_allclose(jax.tree.leaves(gone), 0.5 / np.sqrt(12), rtol=1e-5)
-    np.testing.assert_allclose(jax.tree.leaves(update(Optimizer('sgd', rate=1.0), gradient=3.0)), 3.0, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.tree.leaves(update(Optimizer('sgd', rate=1.0), gradient=3.0)), 3.0, rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize(('settings', 'expected'), [
-    (Optimizer(rate=2.0), {0: 2, 50: 2, 99: 2}),
-    (Optimizer(rate=2.0, schedule='linear'), {0: 2, 50: 1, 100: 0, 120: 0}),
-    (Optimizer(rate=2.0, schedule='cosine'), {0: 2, 25: 1 + 2**-0.5, 50: 1, 100: 0}),
-    (Optimizer(rate=2.0, warmup=0.2), {0: 0, 10: 1, 20: 2, 99: 2}),
-    (Optimizer(rate=2.0, schedule='linear', warmup=0.2), {0: 0, 10: 1, 20: 2, 60: 1, 100: 0}),
-    (Optimizer(rate=2.0, schedule='cosine', warmup=0.2), {5: 0.5, 20: 2, 60: 1, 100: 0}),
-])
+@pytest.mark.parametrize(
+    ('settings', 'expected'),
+    [
+        (Optimizer(rate=2.0), {0: 2, 50: 2, 99: 2}),
+        (Optimizer(rate=2.0, schedule='linear'), {0: 2, 50: 1, 100: 0, 120: 0}),
+        (Optimizer(rate=2.0, schedule='cosine'), {0: 2, 25: 1 + 2**-0.5, 50: 1, 100: 0}),
+        (Optimizer(rate=2.0, warmup=0.2), {0: 0, 10: 1, 20: 2, 99: 2}),
+        (Optimizer(rate=2.0, schedule='linear', warmup=0.2), {0: 0, 10: 1, 20: 2, 60: 1, 100: 0}),
+        (Optimizer(rate=2.0, schedule='cosine', warmup=0.2), {5: 0.5, 20: 2, 60: 1, 100: 0}),
+    ],
+)
 def test_schedules(settings, expected):
     rate = optimizers.schedule(settings, 100)
     for at, value in expected.items():

@@ -74,17 +74,17 @@ class Model(nn.Module):
 
         joined = jnp.concatenate(list(last.values()), -1)
         hidden = nn.relu(_dense(joined.shape[-1], 'residual_in')(joined))
-        hidden = Dropout(self.out_dropout, name='dropout_out')(hidden, train=train)
-        hidden = joined + _dense(joined.shape[-1], 'residual_out')(hidden)
+        kept = Dropout(self.out_dropout, name='dropout_out')(hidden, train=train)
+        hidden = joined + _dense(joined.shape[-1], 'residual_out')(kept)
         added = {name: positions(stream.x) for name, stream in streams.items()} if self.positions else {}
         return Output(_dense(self.classes, 'head')(hidden),
                       {'joined': joined, 'last': last, 'crossed': crossed, 'positions': added})
 
     def _project(self, name: str, stream: Stream, train: bool) -> Stream:
         """A convolution over the steps, without bias or padding. A window is present if its last step is."""
-        x = jnp.where(stream.mask[..., None], stream.x, 0)
-        if name == self.streams[0]:
-            x = Dropout(self.text_dropout, name=f'dropout_{name}')(x, train=train)
+        rate = self.text_dropout if name == self.streams[0] else 0.0
+        x = Dropout(rate, name=f'dropout_{name}')(
+            jnp.where(stream.mask[..., None], stream.x, 0), train=train)
         if x.shape[-1] == self.width:
             return Stream(x, stream.mask)
         kernel = self._kernel(name)
