@@ -121,8 +121,7 @@ def list_(options: argparse.Namespace) -> None:
     from jmer import zoo
 
     for name in zoo.list_models(options.family, options.tag):
-        about = (zoo.module(name).__doc__ or '').splitlines()[0]
-        _console().print(f'[bold]{name:12}[/] {zoo.family(name):10} {about}', highlight=False)
+        _console().print(f'[bold]{name:12}[/] {zoo.family(name):10} {zoo.about(name)}', highlight=False)
         _console().print(f'{"":23} {", ".join(zoo.module(name).TAGS)}', style='dim', highlight=False)
 
 

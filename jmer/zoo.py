@@ -41,10 +41,17 @@ def family(name: str) -> str:
     return module(name).__name__.split('.')[-2]
 
 
+def about(name: str) -> str:
+    """What a model is, and its paper: the first line of its file."""
+    return (module(name).__doc__ or '').splitlines()[0]
+
+
 def list_models(family: str | None = None, tag: str | None = None) -> list[str]:
     """Names of the models, of one family or with one tag of the survey's words if asked for."""
     if family is not None and family not in FAMILIES:
         raise ValueError(f'no family is called {family!r}; they are {", ".join(FAMILIES)}')
+    if tag is not None and tag not in tags():
+        raise ValueError(f'no model bears the tag {tag!r}; the tags are {", ".join(tags())}')
     names = sorted(name for name, of in _names().items() if family in (None, of))
     return [name for name in names if tag is None or tag in module(name).TAGS]
 

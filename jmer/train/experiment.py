@@ -97,8 +97,8 @@ class Experiment:
     model: a model of the zoo.
     data, optimizer, loss: see there.
     epochs: passes over the training items, at most.
-    monitor: validation metric that chooses the epoch (`higher` is better, or not); 'step' takes the last
-        one, and so does a run without a validation side.
+    monitor: validation metric that chooses the epoch; 'step' takes the last one, and so does a run without
+        a validation side.
     patience: evaluations without improvement after which the run stops; 0 never stops it.
     evaluate_every: epochs from one evaluation (and checkpoint) to the next.
     accumulate: parts into which a batch is split to save memory; the step stays the same.
@@ -112,7 +112,6 @@ class Experiment:
     loss: Loss = Loss()
     epochs: int = 50
     monitor: str = 'uar'
-    higher: bool = True
     patience: int = 0
     evaluate_every: int = 1
     accumulate: int = 1

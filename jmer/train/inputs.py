@@ -29,14 +29,16 @@ def fit(items: Sequence[Item], data: Data) -> dict[str, Moments]:
 
 
 def fingerprint(corpus: Corpus, streams: Sequence[str], target: str) -> str:
-    """SHA-256 over the items: their ids, parts, streams and labels. Equal data, equal fingerprint."""
+    """SHA-256 over the items: ids, parts, streams, masks, labels, speakers. Equal data, equal fingerprint."""
     digest = hashlib.sha256(f'{corpus.spec.name} {corpus.spec.version}'.encode())
     for item in corpus.items:
         digest.update(f'{item.id} {item.group} {item.part}'.encode())
         for name in streams:
             if name in item.streams:
                 digest.update(item.streams[name].tobytes())
+                digest.update(np.asarray(item.masks.get(name, True)).tobytes())
         digest.update(np.asarray(item.labels.get(target, 0)).tobytes())
+        digest.update(np.asarray(item.speakers if item.speakers is not None else 0).tobytes())
     return digest.hexdigest()
 
 

@@ -5,11 +5,8 @@ best checkpoint, and only then are the test items looked at, with that checkpoin
 """
 
 import dataclasses
-import operator
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +20,12 @@ from jmer.data import transforms
 from jmer.data.corpus import Corpus, Item, Target
 from jmer.data.pipeline import Pipeline, pipeline
 from jmer.data.splits import Splits, split
-from jmer.train import inputs, optimizers
-from jmer.train.evaluate import LOWER, make_predict, metric_names, metric_of, no_nan, sweep
+from jmer.train import inputs, optimizers, preflight
+from jmer.train.evaluate import LOWER, make_predict, metric_of, no_nan, sweep
 from jmer.train.experiment import Experiment, to_json
 from jmer.train.log import Log
 from jmer.train.step import TrainState, init_state, make_step
+from jmer.train.watch import Watch
 from jmer.types import Batch, Variables
 
 
@@ -59,7 +57,8 @@ def train(
     mesh = mesh or parallel.mesh()
     workdir = Path(workdir)
     target = corpus.spec.target(experiment.data.target)
-    _check(experiment, corpus, target, mesh)
+    preflight.check(experiment, corpus, target, mesh)
+    loss = loss_of(experiment, target)
     splits = Splits(*(inputs.shape(side, experiment.data) for side in split(corpus, experiment.data.protocol)))
     moments = inputs.fit(splits.train, experiment.data)
     make = _pipelines(experiment, corpus, moments, mesh)
@@ -69,15 +68,15 @@ def train(
     run = parallel.compile_predict(make_predict(experiment.model, target, experiment.data), mesh)
     by_step = experiment.monitor == 'step' or choosing is None
     metric = 'step' if by_step else f'validation/{experiment.monitor}'
-    higher = by_step or experiment.higher
+    higher = by_step or experiment.monitor not in LOWER
     optimizer = optimizers.make(experiment.optimizer, training.steps_per_epoch * experiment.epochs)
     example = jax.tree.map(lambda x: x[:1], training.stream(experiment.seed, 0))
     fresh = init_state(experiment.model, optimizer, example, experiment.seed)
     # Last of all, so that an experiment that cannot run leaves no mark on the folder.
-    _claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
+    preflight.claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
         corpus, experiment.data.streams, target.name)})
     with checkpoint.Run(workdir, metric, higher) as saved:
-        state = _fit(experiment, target, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,
+        state = _fit(experiment, target, loss, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,
                      console)
         best = saved.best()
         assert best is not None
@@ -92,6 +91,7 @@ def train(
         'training': {key: value for key, value in to_json(experiment).items() if key not in ('model', 'data', 'seed')},
         'seed': experiment.seed,
         'command': command,
+        'paper': zoo.about(zoo.name_of(experiment.model)),
         'selected': {'step': best, 'by': metric},
         'groups': {name: sorted({item.group for item in side}) for name, side in splits._asdict().items()},
         'metrics': {},
@@ -103,12 +103,12 @@ def train(
     return checkpoint.publish(workdir / 'weights', variables, card)
 
 
-def _fit(experiment, target, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,
+def _fit(experiment, target, loss, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,
          console) -> TrainState:
     """Trains to the end, or to the end of patience; the state after the last step."""
     metric = metric_of(target)
     step = parallel.compile_step(make_step(
-        experiment.model, loss_of(experiment, target), optimizer,
+        experiment.model, loss, optimizer,
         lambda out, batch: metric.sums(out.logits, batch.labels[target.name]),
         augment_of(experiment), experiment.accumulate, experiment.compute_dtype), mesh, via)
     state = parallel.replicate(fresh, mesh)
@@ -129,7 +129,7 @@ def _fit(experiment, target, optimizer, fresh, training, choosing, run, saved, w
                 break
             start = (epoch - 1) * training.steps_per_epoch
             stop = epoch * training.steps_per_epoch
-            for batch in watch.ahead(training, experiment.seed, start, stop, lambda: _busy(pending)):
+            for batch in watch.ahead(training, experiment.seed, start, stop, partial(_busy, pending)):
                 state, sums = step(state, parallel.shard(batch, mesh), key)
                 pending.append(sums)
             log.epoch(epoch)
@@ -148,36 +148,6 @@ def _fit(experiment, target, optimizer, fresh, training, choosing, run, saved, w
             saved.save(done, {'state': state, 'progress': progress}, ranked)
             pending, watch = [], Watch()
     return state
-
-
-class Watch:
-    """Reads batches ahead in a thread, and knows how long the devices waited for them."""
-
-    def __init__(self) -> None:
-        self._start, self._idle = time.perf_counter(), 0.0
-
-    def ahead(
-        self, pipeline: Pipeline, seed: int, start: int, stop: int, busy: Callable[[], bool]
-    ) -> Iterator[Batch]:
-        """Batches `start` to `stop` - 1, two being made while one is used.
-
-        busy: whether the devices still work on the step before; what they work on they do not wait for.
-        """
-        with ThreadPoolExecutor(1, 'jmer batches') as reader:
-            queue = deque(reader.submit(pipeline.stream, seed, k) for k in range(start, min(start + 2, stop)))
-            for step in range(start + 2, stop + 2):
-                before = time.perf_counter()
-                batch = queue.popleft().result()
-                if not busy():
-                    self._idle += time.perf_counter() - before
-                if step < stop:
-                    queue.append(reader.submit(pipeline.stream, seed, step))
-                yield batch
-
-    def figures(self, steps: int) -> dict[str, float]:
-        """Milliseconds a step, and the share of them in which the devices waited for input, at most."""
-        seconds = time.perf_counter() - self._start
-        return {'time/ms_per_step': 1e3 * seconds / steps, 'time/input_wait': self._idle / seconds}
 
 
 def training_figures(sums: list[Any], metric: Any, last_step: int) -> dict[str, float]:
@@ -262,83 +232,3 @@ def _headline(figures: Mapping[str, float], metric: str, progress: Progress) -> 
     if metric != 'step':
         parts.append(f'{metric} {figures[metric]:.4f}  best {progress.best:.4f}')
     return '  '.join(parts)
-
-
-BOUNDS = {
-    'data.batch_size': (1, np.inf), 'data.buckets': (1, np.inf), 'data.drop_modalities': (0, 1),
-    'data.noise': (0, np.inf), 'optimizer.rate': (0, np.inf), 'optimizer.warmup': (0, 1),
-    'optimizer.weight_decay': (0, np.inf), 'optimizer.clip': (0, np.inf), 'epochs': (1, np.inf),
-    'patience': (0, np.inf), 'evaluate_every': (1, np.inf), 'accumulate': (1, np.inf), 'seed': (0, 2**32 - 1),
-}
-"""The least and the greatest value of options."""
-
-
-def _check(experiment: Experiment, corpus: Corpus, target: Target, mesh: jax.sharding.Mesh) -> None:
-    """What can be known to be wrong before anything is computed."""
-    for name, (least, greatest) in BOUNDS.items():
-        found = operator.attrgetter(name)(experiment)
-        if not least <= found <= greatest:
-            raise ValueError(f'{name}: found {found}, expected '
-                             + (f'{least} to {greatest}' if greatest < np.inf else f'{least} or more'))
-    for name in ('pool', 'truncate'):
-        for stream, steps in getattr(experiment.data, name):
-            least = 0 if name == 'pool' else 1
-            if stream not in experiment.data.streams or steps < least:
-                raise ValueError(f'data.{name}: found {stream!r}, {steps}; expected one of data.streams '
-                                 f'({", ".join(experiment.data.streams)}) and at least {least} steps')
-    for pair in experiment.data.stand_ins:
-        if set(pair) - set(experiment.data.streams):
-            raise ValueError(f'data.stand_ins: found {" for ".join(pair)}; expected two of data.streams '
-                             f'({", ".join(experiment.data.streams)})')
-    family = zoo.family(zoo.name_of(experiment.model))
-    if (family == 'dialogue') != (corpus.spec.layout == 'dialogue'):
-        raise ValueError(f'{zoo.name_of(experiment.model)} is a model of the family {family}; '
-                         f'{corpus.spec.name} holds items of the layout {corpus.spec.layout}')
-    monitors = ['step', *metric_names(target)]
-    if experiment.data.protocol.validation or experiment.data.protocol.held_out:
-        if experiment.monitor not in monitors:
-            raise ValueError(f'monitor: found {experiment.monitor!r}, expected one of {", ".join(monitors)}')
-        if experiment.higher == (experiment.monitor in LOWER):
-            raise ValueError(f'higher: found {experiment.higher}, which would choose the worst epoch by '
-                             f'{experiment.monitor}; expected {not experiment.higher}')
-    loss_of(experiment, target)
-    classes = getattr(experiment.model, 'classes', len(target.names))
-    if classes != len(target.names):
-        raise ValueError(f'model.classes: found {classes}, expected {len(target.names)}, '
-                         f'the names of target {target.name} ({", ".join(target.names)})')
-    missing = set(getattr(experiment.model, 'streams', ())) - set(experiment.data.streams)
-    if missing:
-        raise ValueError(f'model.streams: {", ".join(sorted(missing))} not among data.streams '
-                         f'({", ".join(experiment.data.streams)})')
-    share = mesh.size * experiment.accumulate
-    if experiment.data.batch_size % share:
-        raise ValueError(f'data.batch_size: found {experiment.data.batch_size}, expected a multiple of {share} '
-                         f'({mesh.size} devices, {experiment.accumulate} accumulated parts)')
-
-
-def _claim(workdir: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder this experiment's, or refuses it."""
-    path = workdir / 'experiment.json'
-    if not path.exists():
-        # Hidden files are nobody's work: a file browser's, or what a killed writer left of this very file.
-        strangers = sorted(p.name for p in workdir.glob('[!.]*') if p != path)
-        if strangers:
-            raise ValueError(f'{workdir} is not empty and holds no experiment.json (it holds '
-                             f'{", ".join(strangers[:5])}); choose another folder')
-        if parallel.is_main_process():
-            checkpoint.write_json(path, identity)
-        return
-    found = checkpoint.read_json(path)
-    wanted = checkpoint.plain(identity)
-    differences = list(_differences(found, wanted))
-    if differences:
-        raise ValueError(f'{workdir} belongs to another experiment; choose another folder, or undo:\n  '
-                         + '\n  '.join(differences))
-
-
-def _differences(found: Any, wanted: Any, path: str = '') -> Iterator[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted(found.keys() | wanted.keys()):
-            yield from _differences(found.get(name), wanted.get(name), f'{path}.{name}' if path else name)
-    elif found != wanted:
-        yield f'{path}: there {found!r}, here {wanted!r}'

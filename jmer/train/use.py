@@ -13,7 +13,6 @@ from jmer.data import features
 from jmer.data.corpus import Corpus, Item, Spec
 from jmer.data.load import load
 from jmer.data.pipeline import pipeline
-from jmer.data.splits import split
 from jmer.train import inputs
 from jmer.train.evaluate import Prediction, make_predict, metric_of, no_nan, sweep
 from jmer.train.experiment import data_from_json
@@ -74,15 +73,13 @@ def select(corpus: Corpus, part: str, card: dict[str, Any]) -> tuple[Item, ...]:
     if part == 'all':
         return corpus.items
     if part in SIDES:
-        chosen = getattr(split(corpus, data_from_json(card['data']).protocol), part)
-        if not chosen:
-            raise ValueError(f'the protocol of these weights has no {part} side; name a part of the corpus '
-                             f'({", ".join(sorted({item.part for item in corpus.items}))}) or all')
-        return chosen
-    chosen = tuple(item for item in corpus.items if item.part == part)
+        groups = set(card['groups'][part])
+        chosen = tuple(item for item in corpus.items if item.group in groups)
+    else:
+        chosen = tuple(item for item in corpus.items if item.part == part)
     if not chosen:
-        raise ValueError(f'{corpus.spec.name} has no part {part!r} here; found '
-                         f'{", ".join(sorted({item.part for item in corpus.items}))}')
+        raise ValueError(f'{corpus.spec.name}: nothing here belongs to {part!r}; name a part that is here '
+                         f'({", ".join(sorted({item.part for item in corpus.items}))}) or all')
     return chosen
 
 
