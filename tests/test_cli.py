@@ -568,5 +568,5 @@ def test_predict_the_embedded_corpus(jmer, toys, tmp_path):
     predictions, _ = predicted(jmer, tmp_path, toys / 'seed0', 'test')
     assert {p['id'][:4] for p in predictions} == {'test'}
     refused(
-        jmer('predict', toys / 'seed0', 'tset'), 'predict', "nothing here belongs to 'tset'; name a part that is here (test, train"
+        jmer('predict', toys / 'seed0', 'tset'), 'predict', "nothing here belongs to 'tset'; name a part that is here .test, train"
     )
