@@ -332,7 +332,7 @@ def test_predict_any_subset_of_the_streams_of_several_clips(jmer, clips, run, co
     files = [clips / name for name in ('both.wav', 'heard.wav', 'both.npz', 'seen.npz', 'whole.npz')]
     predictions, told = predicted(jmer, clips, run, *files)
     by_id = {p['id']: p for p in predictions}
-    assert list(by_id) == [str(clips / name) for name in ('both', 'heard', 'seen', 'whole')]
+    assert list(by_id) == [f'{files[0]}+{files[2]}', *map(str, (files[1], files[3], files[4]))]
     assert told.count('\n') == 4 and 'label' not in predictions[0]
     both, heard, seen, whole = predictions
     same(both, whole)
@@ -568,5 +568,6 @@ def test_predict_the_embedded_corpus(jmer, toys, tmp_path):
     predictions, _ = predicted(jmer, tmp_path, toys / 'seed0', 'test')
     assert {p['id'][:4] for p in predictions} == {'test'}
     refused(
-        jmer('predict', toys / 'seed0', 'tset'), 'predict', "nothing here belongs to 'tset'; name a part that is here .test, train"
+        jmer('predict', toys / 'seed0', 'tset'), 'predict',
+        "nothing here belongs to 'tset'; name a part that is here .test, train"
     )

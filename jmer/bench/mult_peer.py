@@ -5,8 +5,9 @@
 The peer is the MulT of MMSA 2.2.1 (`pip install jmer[peers]; pip install --no-deps MMSA==2.2.1`), fed with
 features, at the sizes of aligned MOSEI: batch 32, 50 steps of text 300, audio 74 and vision 35, width
 30, 5 heads, 5 layers, every dropout of the authors on. A step is forward, loss, backward and Adam. The
-two take turns in one process that is held to one core (where the system can do that), so that other load falls on both, and CPU time, not the clock, is
-compared. The projections have kernel 1 and neither adds positions, as MMSA's does not.
+two take turns in one process that is held to one core (where the system can do that), so that other load
+falls on both, and CPU time, not the clock, is compared. The projections have kernel 1 and neither adds
+positions, as MMSA's does not.
 """
 
 import argparse

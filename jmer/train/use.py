@@ -63,7 +63,7 @@ def predict(name: str, paths: Sequence[str]) -> list[dict[str, Any]]:
         clips.setdefault(Path(path).with_suffix(''), []).append(path)
     items = [features.clip(spec, *files) for files in clips.values()]
     # Turns are then named after their clip; by number alone those of two clips would have one name.
-    items = [item._replace(id=str(clip), turns=()) for item, clip in zip(items, clips, strict=True)]
+    items = [item._replace(id='+'.join(files), turns=()) for item, files in zip(items, clips.values(), strict=True)]
     _, predictions = _run(model, variables, card, items, spec, labelled=False)
     return checkpoint.plain(_as_json(predictions, card))
 
