@@ -4,8 +4,7 @@ One fold (train on three of the four, two speakers of which are held out, the fo
 
     jmer train ravdess/gmu --data DIR --set data.protocol.test=fold3
 
-Two speakers are too few to choose an epoch by: best epochs of such curves were scattered from 4 to 37. The
-number of epochs was fixed beforehand, on held-out speakers of the training folds, and the last one counts.
+Two speakers are too few to choose an epoch by: the number of epochs was fixed beforehand, the last one counts.
 Log-mel frames, which jmer computes from any sound file, stand in where Whisper's are missing.
 """
 

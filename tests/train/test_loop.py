@@ -421,7 +421,7 @@ def test_dialogues(tmp_path):
     both = use.predict(str(tmp_path), [str(tmp_path / 'a.npz'), str(tmp_path / 'b.npz')])
     lengths = [len(item.speakers) for item in corpus(layout='dialogue').items[:2]]
     assert [p['id'] for p in both] == [
-        f'{tmp_path / name}#{k}' for name, n in zip('ab', lengths, strict=True) for k in range(n)
+        f'{tmp_path / name}.npz#{k}' for name, n in zip('ab', lengths, strict=True) for k in range(n)
     ], 'turns of two clips have two names'
     for alone, beside in zip(
         use.predict(str(tmp_path), [str(tmp_path / 'b.npz')]), both[lengths[0] :], strict=True
