@@ -10,6 +10,13 @@ def root(kind: str) -> Path:
     return installed if installed.is_dir() else package.parent / kind
 
 
+def names(kind: str, suffix: str = '') -> list[str]:
+    """What is shipped: recipes as '<dataset>/<model>' (suffix '.py'), weights as '<model>/<dataset>'."""
+    pattern = f'*/*{suffix}' if suffix else '*/*/card.json'
+    return sorted(str((p if suffix else p.parent).relative_to(root(kind)).with_suffix(''))
+                  for p in root(kind).glob(pattern))
+
+
 def find(kind: str, name: str, suffix: str = '') -> Path:
     """The file or folder that a user names: a path of their own, or a name of those shipped.
 
@@ -19,8 +26,5 @@ def find(kind: str, name: str, suffix: str = '') -> Path:
                  root(kind).parent / name):
         if path.is_file() if suffix else path.is_dir():
             return path
-    pattern = f'*/*{suffix}' if suffix else '*/*/card.json'
-    names = sorted(str((p if suffix else p.parent).relative_to(root(kind)).with_suffix(''))
-                   for p in root(kind).glob(pattern))
     raise FileNotFoundError(f'{name}: no such {"file" if suffix else "folder"}, and none of the {kind} '
-                            f'shipped with jmer ({", ".join(names) or "none"})')
+                            f'shipped with jmer ({", ".join(names(kind, suffix)) or "none"})')

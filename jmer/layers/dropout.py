@@ -2,9 +2,8 @@
 
 A byte decides whether an entry is kept, so the rate is rounded to a multiple of 1/256; what is kept is
 divided by the probability of keeping it *as rounded*, so that expectations are exact. A block of
-threefry makes two words, eight decisions; `jax.random.bernoulli` spends the block on one. On a CPU, where
-random bits are a fifth of a transformer's training step otherwise, 400,000 entries are dropped out in 0.2
-ms instead of 3.7.
+threefry makes two words, eight decisions; `jax.random.bernoulli` spends the block on one, which on a
+CPU is a large share of a transformer's training step (`jmer bench mult-peer`).
 """
 
 import functools

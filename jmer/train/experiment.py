@@ -10,7 +10,6 @@ import difflib
 import importlib.util
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -223,9 +222,3 @@ def _literal(text: str) -> Any:
     except (ValueError, SyntaxError):
         return tuple(_literal(part) for part in text.split(',') if part) if ',' in text else text
     return _tuples(value)
-
-
-def find_recipes() -> list[str]:
-    """Names of the recipes that are shipped, '<dataset>/<model>'."""
-    root = shipped.root('experiments')
-    return sorted(str(Path(p).relative_to(root).with_suffix('')) for p in root.glob('*/*.py'))

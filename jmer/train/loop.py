@@ -82,25 +82,31 @@ def train(
         assert best is not None
         chosen = {'params': state.params, 'model_state': state.model_state}
         variables = _variables(saved.restore(best, {'state': chosen}, partial=True)['state'])
-    card = {
-        'jmer': version('jmer'),
-        **zoo.describe(experiment.model),
-        'parameters': sum(x.size for x in jax.tree.leaves(variables['params'])),
-        **inputs.spec_to_json(corpus.spec, experiment.data, moments),
-        'data': dataclasses.asdict(experiment.data),
-        'training': {key: value for key, value in to_json(experiment).items() if key not in ('model', 'data', 'seed')},
-        'seed': experiment.seed,
-        'command': command,
-        'paper': zoo.about(zoo.name_of(experiment.model)),
-        'selected': {'step': best, 'by': metric},
-        'groups': {name: sorted({item.group for item in side}) for name, side in splits._asdict().items()},
-        'metrics': {},
-    }
+    card = _card(experiment, corpus, splits, moments, variables, {'step': best, 'by': metric}, command)
     for name, side in (('validation', splits.validation), ('test', splits.test)):
         if side:
             sums, _ = sweep(run, parallel.replicate(variables, mesh), make(side, 1), mesh)
             card['metrics'][name] = {'n': _count(side, target.name)} | no_nan(metric_of(target).compute(sums))
     return checkpoint.publish(workdir / 'weights', variables, card)
+
+
+def _card(experiment, corpus, splits, moments, variables, selected, command) -> dict[str, Any]:
+    """All that the weights' users need to know of them, but for the metrics."""
+    training = {key: value for key, value in to_json(experiment).items() if key not in ('model', 'data', 'seed')}
+    return {
+        'jmer': version('jmer'),
+        **zoo.describe(experiment.model),
+        'parameters': sum(x.size for x in jax.tree.leaves(variables['params'])),
+        **inputs.spec_to_json(corpus.spec, experiment.data, moments),
+        'data': dataclasses.asdict(experiment.data),
+        'training': training,
+        'seed': experiment.seed,
+        'command': command,
+        'paper': zoo.about(zoo.name_of(experiment.model)),
+        'selected': selected,
+        'groups': {name: sorted({item.group for item in side}) for name, side in splits._asdict().items()},
+        'metrics': {},
+    }
 
 
 def _fit(experiment, target, loss, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from jmer import zoo
+from jmer import shipped, zoo
 from jmer.data.splits import Protocol
 from jmer.train import experiment as experiments
 from jmer.train.experiment import Data, Experiment, Loss, Optimizer, data_from_json, override, to_json
@@ -109,7 +109,7 @@ def test_json_holds_all_of_an_experiment():
     assert data_from_json(old) == changed.data, 'a card from before an option was there'
 
 
-@pytest.mark.parametrize('name', experiments.find_recipes())
+@pytest.mark.parametrize('name', shipped.names('experiments', '.py'))
 def test_every_recipe_shipped_can_be_read_and_overridden(name):
     """Its options have to be of the types that the command line can set."""
     recipe = experiments.load(name)
