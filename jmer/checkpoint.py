@@ -2,7 +2,7 @@
 
 A run keeps its states under `<workdir>/checkpoints`:
 
-    run.json             the mark of a run, and the metric its best state is chosen by
+    run.json             the mark of a run
     1200/                one state: an Orbax checkpoint of flat names, and seal.json
     1300.part...         a save under way, or cut off; removed by the next process that saves
     1100.torn            found damaged and moved out of the way of a new save; never removed
@@ -42,7 +42,7 @@ from orbax.checkpoint import v1 as ocp
 from jmer import parallel
 from jmer.types import Variables
 
-RUN_FORMAT = 'jmer run 1'
+RUN_FORMAT = 'jmer run 2'
 SEAL = 'seal.json'
 STORES = 'float32', 'float16', 'bfloat16'
 FILE_SIZE = 3 << 20
@@ -54,38 +54,28 @@ class Run:
     """The saved states of one training run.
 
     workdir: of the run; states go to `<workdir>/checkpoints`.
-    metric: name of the validation metric that ranks states. A process that trains gives it and thereby
-        makes the folder; None opens an existing run for reading.
-    higher: whether a higher metric is better.
-    latest, best: how many of the newest and of the best states are kept.
+    write: a process that trains makes the folder; others open an existing run for reading.
+    keep: how many of the newest states are kept; None keeps all.
 
     Raises FileNotFoundError where there is no run to read, ValueError where the folder belongs to
-    something else or to a run with another metric. With several processes, all make the same calls.
+    something else. With several processes, all make the same calls.
     """
 
-    def __init__(self, workdir: str | os.PathLike, metric: str | None = None, higher: bool = True, *,
-                 latest: int = 2, best: int = 1):
-        if latest < 1 or best < 1:
-            raise ValueError(f'latest, best: found {latest}, {best}, expected at least 1 of each')
+    def __init__(self, workdir: str | os.PathLike, write: bool = False, *, keep: int | None = 2):
+        if keep is not None and keep < 1:
+            raise ValueError(f'keep: found {keep}, expected at least 1')
         self.folder = Path(workdir).absolute() / 'checkpoints'
-        self._keep = latest, best
-        self._writer = ThreadPoolExecutor(1, 'jmer checkpoint') if metric is not None else None
+        self._keep = keep
+        self._writer = ThreadPoolExecutor(1, 'jmer checkpoint') if write else None
         self._pending: Future[None] | None = None
         self._torn: set[int] = set()
         self._sound: set[int] = set()
-        mark = {'format': RUN_FORMAT, 'metric': metric, 'higher': higher}
         found = _mark(self.folder)
-        if metric is not None:
-            if found is None and parallel.is_main_process():
-                write_json(self.folder / 'run.json', mark)
-            elif found not in (None, mark):
-                raise ValueError(f'{self.folder / "run.json"}: found {found}, expected {mark}; '
-                                 'choose another workdir, nothing was changed')
-            found = mark
-        elif found is None:
+        if found is None and not write:
             raise FileNotFoundError(f'{self.folder / "run.json"}: no such file; '
                                     'is this the workdir of a run?')
-        self.metric, self.higher = found['metric'], found['higher']
+        if found is None and parallel.is_main_process():
+            write_json(self.folder / 'run.json', {'format': RUN_FORMAT})
 
     def __enter__(self) -> 'Run':
         return self
@@ -96,15 +86,12 @@ class Run:
     def save(self, step: int, state: Any, metrics: Mapping[str, float]) -> None:
         """Saves in the background; `state` is copied first and may be donated at once.
 
-        state: any pytree of arrays, NumPy scalars and Python numbers. metrics: has to hold the run's.
+        state: any pytree of arrays, NumPy scalars and Python numbers. metrics: kept beside it.
         Raises FileExistsError where the step is there and sound; OSError where this or the save before
         it failed, with the cause, for example a full disk. What was saved before stays.
         """
         if self._writer is None:
-            raise ValueError(f'{self.folder}: opened for reading; give a metric to save')
-        if self.metric not in metrics:
-            raise ValueError(f'metrics of step {step}: found {sorted(metrics)}, '
-                             f'expected {self.metric!r} among them')
+            raise ValueError(f'{self.folder}: opened for reading; open it with write=True to save')
         self.wait()
         leaves = _host(state)
         note = {'step': step, 'metrics': {k: _finite(v) for k, v in metrics.items()}}
@@ -144,11 +131,6 @@ class Run:
     def latest(self) -> int | None:
         """The newest sound step, or None. Warns of each damaged one that it passes over."""
         return next((s for s in reversed(self.steps()) if self._is_sound(s)), None)
-
-    def best(self) -> int | None:
-        """The sound step with the best metric, the earliest of equals, or None. Warns like `latest`."""
-        self.wait()
-        return next(iter([s for s in self._ranked() if self._is_sound(s)]), None)
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """What was measured at `step`; None stands for NaN and infinities."""
@@ -204,18 +186,6 @@ class Run:
         self._sound.add(step)
         return True
 
-    def _ranked(self) -> list[int]:
-        """Steps from best to worst; equals in the order of time, the unmeasured last."""
-        sign = -1 if self.higher else 1
-
-        def rank(step):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                value = _sealed(self._at(step), check=False)['metrics'][self.metric]
-                return math.inf if value is None else sign * value
-            return math.inf
-
-        return sorted(self._steps(), key=rank)
-
     def _make_way(self, step: int) -> None:
         """Clears the leftovers of saves cut off, and moves a damaged folder of this step away.
 
@@ -241,7 +211,8 @@ class Run:
                 self._part(step).rename(self._at(step))
         if parallel.is_main_process():
             self._sound.add(step)
-            self._prune()
+            if self._keep is not None:
+                self._prune(self._keep)
 
     @contextlib.contextmanager
     def _reporting(self, step: int) -> Iterator[None]:
@@ -254,10 +225,13 @@ class Run:
             raise _failure(f'{self.folder}: could not save step {step}', fault,
                            f'the steps saved before are intact: {self._steps()}') from fault
 
-    def _prune(self) -> None:
-        latest, best = self._keep
-        keep = {*self._steps()[-latest:], *self._ranked()[:best]}
-        for step in set(self._steps()) - keep:
+    def prune(self, keep: int) -> None:
+        """Removes all but the newest."""
+        self.wait()
+        self._prune(keep)
+
+    def _prune(self, keep: int) -> None:
+        for step in self._steps()[:-keep]:
             # Renamed first: a removal that is cut off must not leave half a checkpoint under its name.
             self._at(step).rename(self.folder / f'{step}.part.old')
             _remove(self.folder, f'{step}.part.old')

@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   jmer evaluate gmu/ravdess --data RAVDESS --split all   shipped weights on every clip of a folder
   jmer predict gmu/ravdess clip.wav --json out.json      shipped weights on a clip of your own
   jmer describe gmu                                      fields and their defaults
+  jmer compare runs/gmu runs/mult                        how far apart two systems are, how surely
   jmer data check ravdess --data RAVDESS                 is the corpus complete?
 """
 
@@ -71,6 +72,11 @@ def parser() -> argparse.ArgumentParser:
                           help='options of the experiment to change')
     training.add_argument('--data', type=Path, metavar='DIR', help="folder of the corpus, as its owners' have it")
     training.add_argument('--workdir', type=Path, metavar='DIR', help='folder of the run (runs/<experiment>)')
+    training.add_argument('--seeds', type=int, metavar='N', help='train N seeds in one program (1)')
+    training.add_argument('--folds', choices=('parts', 'groups'),
+                          help='let every part of the corpus judge once, or every group (speaker, video, dialogue)')
+    training.add_argument('--also-test-selected', action='store_true',
+                          help='keep apart what choosing the epoch on the test side would have given')
     training.add_argument('--via', choices=('jit', 'pmap'), default='jit', help='how a step is compiled')
     training.add_argument('--devices', type=int, metavar='N', help='use the first N devices (all)')
     training.add_argument('--processes', metavar='HOST:PORT,COUNT,INDEX',
@@ -95,6 +101,30 @@ def parser() -> argparse.ArgumentParser:
     predicting.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
     predicting.add_argument('--json', type=Path, metavar='FILE', help='all probabilities')
 
+    for name, run, what in (('robustness', robustness, 'Measure how figures fall with what is missing or disturbed.'),
+                            ('contribution', contribution, 'Measure which modality does the work.')):
+        measuring = command(name, run, what, f'jmer {name} runs/ravdess/gmu --data RAVDESS')
+        measuring.add_argument('checkpoint', metavar='CHECKPOINT|RUN', help='the results go into the folder of a run, '
+                                                                            f'as {name}.json')
+        measuring.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
+        measuring.add_argument('--split', default='test', metavar='S', help='see --split of evaluate (test)')
+        measuring.add_argument('--json', type=Path, metavar='FILE', help='all figures')
+
+    comparing = command('compare', compare, 'Compare two systems on the test items they share.',
+                        'jmer compare runs/gmu runs/mult --json out.json')
+    comparing.add_argument('runs', nargs=2, type=Path, metavar='RUN', help='a run, or a folder of folds and seeds')
+    comparing.add_argument('--json', type=Path, metavar='FILE', help='all figures')
+
+    reporting = command('report', report_, 'Write one page on finished runs, with pictures.',
+                        'jmer report runs/gmu runs/mult --out report.html')
+    reporting.add_argument('runs', nargs='+', type=Path, metavar='RUN')
+    reporting.add_argument('--out', type=Path, default=Path('report.html'), metavar='FILE', help='(report.html)')
+    reporting.add_argument('--plots', type=Path, metavar='DIR', help='also the pictures, as PNG files')
+
+    listing = command('results', results, 'Write RESULTS.md from the cards of the published weights.',
+                      'jmer results --check')
+    listing.add_argument('--check', action='store_true', help='only say whether it is in step with the cards')
+
     data = commands.add_parser('data', help='Look at a corpus.').add_subparsers(
         dest='data_command', required=True, metavar='COMMAND')
     checking = command('check', check, 'Report what a corpus holds and what is wrong with it.',
@@ -107,8 +137,10 @@ def parser() -> argparse.ArgumentParser:
     publishing.add_argument('run_folder', metavar='RUN')
     publishing.add_argument('folder', type=Path, metavar='FOLDER')
     publishing.add_argument('--results', nargs='+', default=[], metavar='RUN',
-                            help='finished runs of the same recipe whose test results go onto the card')
-    publishing.add_argument('--store', choices=('float32', 'float16', 'bfloat16'), default='float32')
+                            type=Path,
+                            help='runs of the same recipe (folds, seeds) whose test results go onto the card')
+    publishing.add_argument('--store', choices=('float32', 'float16', 'bfloat16', 'none'), default='float32',
+                            help="what the weights are stored as; 'none' writes the card alone (float32)")
 
     benching = command('bench', bench, 'Measure what the figures of the documentation claim.',
                        'jmer bench import first-step')
@@ -141,21 +173,24 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def _describe_run(folder: Path) -> dict[str, Any]:
-    """The newest state of a run, finished or not; its card where it has one."""
+    """The newest state of a run, finished or not, by seed; its cards where it has some."""
     from jmer import checkpoint
 
     saved = checkpoint.Run(folder)
     latest = saved.latest()
-    described: dict[str, Any] = {'step': latest, 'best_step': saved.best()}
+    described: dict[str, Any] = {'step': latest}
     if latest is not None:
         # Named as in published weights, so that equal weights have equal fingerprints.
-        params = {f'params/{name}': x for name, x in saved.read(latest, 'state/params').items()}
-        described['params_sha256'] = checkpoint.fingerprint(params | saved.read(latest, 'state/model_state'))
-        described['state_sha256'] = checkpoint.fingerprint(saved.read(latest, 'state'))
-    finished = (folder / 'weights' / 'card.json').exists()
-    described['finished'] = finished
-    described['card'] = _brief(checkpoint.read_json(folder / 'weights' / 'card.json') if finished
-                               else checkpoint.read_json(folder / 'experiment.json'))
+        state, chosen = saved.read(latest, 'state'), saved.read(latest, 'progress/chosen')
+        steps = saved.read(latest, 'progress')['step'].tolist()
+        described['seeds'] = [{'chosen_step': step, 'chosen_sha256': checkpoint.fingerprint(
+            {name: x[k] for name, x in chosen.items()})} for k, step in enumerate(steps)]
+        described['state_sha256'] = checkpoint.fingerprint(state)
+    cards = sorted(folder.glob('**/weights/card.json'))
+    described['finished'] = bool(cards)
+    described['experiment'] = checkpoint.read_json(folder / 'experiment.json')
+    described['cards'] = {str(card.parents[1].relative_to(folder)): _brief(checkpoint.read_json(card))
+                          for card in cards}
     return described
 
 
@@ -180,17 +215,25 @@ def train(options: argparse.Namespace) -> None:
     from jmer.data.load import load
     from jmer.train import experiment, loop, report
 
-    chosen = experiment.override(experiment.load(options.experiment), options.set)
+    chosen = experiment.override(experiment.load(options.experiment), _settings(options))
     corpus = load(chosen.data.name, options.data, chosen.data.streams)
     devices = jax.devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
         raise ValueError(f'--devices: found {options.devices}, expected 1 to {len(devices)}')
     workdir = options.workdir or Path('runs', _recipe(options.experiment))
     console = _console(quiet=not parallel.is_main_process())
-    card = loop.train(chosen, corpus, workdir, via=options.via, mesh=parallel.mesh(devices[:options.devices]),
-                      console=console, command=_command(options))
-    report.print_card(card, corpus, console)
-    console.print(f'weights and card: {workdir / "weights"}   log: {workdir / "log.jsonl"}', highlight=False)
+    cards = loop.train(chosen, corpus, workdir, via=options.via, mesh=parallel.mesh(devices[:options.devices]),
+                       console=console, command=_command(options))
+    report.print_cards(cards, corpus, console)
+    results = [card.parents[1] for card in sorted(workdir.glob('**/weights/card.json'))]
+    where = workdir if len(results) == 1 else f'{results[0]} and {len(results) - 1} more'
+    console.print(f'weights, predictions and log: {where}', highlight=False)
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    """The options of `train` that are short for a setting, and the settings."""
+    short = {'seeds': options.seeds, 'folds': options.folds, 'also_test_selected': options.also_test_selected}
+    return [f'{name}={value}' for name, value in short.items() if value] + options.set
 
 
 def _processes(text: str) -> tuple:
@@ -211,6 +254,9 @@ def _command(options: argparse.Namespace) -> str:
     """The command that repeats a run, without the folders of this machine."""
     words = ['jmer', 'train', _recipe(options.experiment)]
     words += ['--data', 'DIR'] if options.data else []
+    words += ['--seeds', str(options.seeds)] if options.seeds else []
+    words += ['--folds', options.folds] if options.folds else []
+    words += ['--also-test-selected'] if options.also_test_selected else []
     words += ['--set', *options.set] if options.set else []
     words += ['--via', options.via] if options.via != 'jit' else []
     return shlex.join(words)
@@ -247,10 +293,67 @@ def check(options: argparse.Namespace) -> int:
 
 
 def publish(options: argparse.Namespace) -> None:
-    from jmer.train import use
+    from jmer.results.publish import publish
 
-    card = use.publish(options.run_folder, options.folder, options.results, options.store)
-    print(f'{options.folder}: {card["model"]}, {card["parameters"]} parameters, {card["params_sha256"]}')
+    card = publish(options.run_folder, options.folder, options.results, options.store)
+    print(f'{options.folder}: {card["model"]}, {card["parameters"]} parameters, '
+          f'{card.get("params_sha256", "no weights")}')
+
+
+def compare(options: argparse.Namespace) -> None:
+    from jmer.results import compare
+
+    result = compare.compare(*options.runs)
+    compare.show(result, _console())
+    _write(options.json, result)
+
+
+def robustness(options: argparse.Namespace) -> None:
+    from jmer.results import robustness
+
+    _measure(options, robustness)
+
+
+def contribution(options: argparse.Namespace) -> None:
+    from jmer.results import contribution
+
+    _measure(options, contribution)
+
+
+def _measure(options: argparse.Namespace, what) -> None:
+    """Measures weights, or every result of a run, which keeps what was found beside its card."""
+    from jmer.results.collect import collect
+
+    _cache_compilations()
+    run = Path(options.checkpoint)
+    folders = [result.folder for result in collect(run)] if list(run.glob('**/weights/card.json')) else []
+    found = {}
+    for name in map(str, folders or [options.checkpoint]):
+        found[name] = what.measure(name, options.data, options.split)
+        what.show(found[name], _console())
+    for folder in folders:
+        _write(folder / f'{options.command}.json', found[str(folder)])
+    _write(options.json, found)
+
+
+def report_(options: argparse.Namespace) -> None:
+    from jmer.results import report
+
+    report.write(options.runs, options.out, options.plots)
+    print(options.out)
+
+
+def results(options: argparse.Namespace) -> None:
+    from jmer import shipped
+    from jmer.results import table
+
+    folder = shipped.root('checkpoints')
+    page = folder.parent / 'RESULTS.md'
+    if options.check:
+        table.check(folder, page)
+    else:
+        page.write_text(table.render(folder), 'utf-8')
+    print(f'{page}: {"in step with" if options.check else "written from"} the cards')
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -19,17 +19,18 @@ touches JAX, `shard` with each process's own rows, everything else unchanged.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jmer.collectives import AXIS, total
 
-__all__ = ['AXIS', 'compile_predict', 'compile_step', 'fetch', 'is_main_process', 'mesh', 'replicate',
-           'shard', 'start_processes', 'total']
+__all__ = ['AXIS', 'ROWS', 'Split', 'compile_predict', 'compile_step', 'fetch', 'is_main_process', 'mesh',
+           'replicate', 'shard', 'split_seeds', 'start_processes', 'total']
 
 Tree = TypeVar('Tree')
 Step = Callable[[Any, Any, jax.Array], tuple[Any, Any]]
@@ -42,83 +43,115 @@ def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def shard(batch: Tree, mesh: Mesh) -> Tree:
-    """This process's rows (host arrays, leading axis b) as global arrays split over the devices.
+class Split(NamedTuple):
+    """Along which axis the devices share a state and its batches; None: each device has all of it.
+
+    The default splits the rows of a batch. Several seeds trained at once stand on a leading axis, and either
+    the rows of their batches are split, Split(None, 1), or the seeds themselves, Split(0, 0), which
+    needs no communication.
+    """
+
+    state: int | None = None
+    batch: int = 0
+
+
+ROWS = Split()
+
+
+def split_seeds(seeds: int, mesh: Mesh, via: str = 'jit') -> Split:
+    """How so many seeds trained at once are shared: whole seeds where they divide evenly, rows otherwise."""
+    whole = seeds > 1 and seeds % mesh.size == 0 and via == 'jit' and jax.process_count() == 1
+    return Split(0, 0) if whole else Split(None, 1)
+
+
+def shard(batch: Tree, mesh: Mesh, axis: int | None = 0) -> Tree:
+    """This process's rows (host arrays) as global arrays, split over the devices along `axis`.
 
     With several processes each passes its own rows, equally many, and the global batch is their
-    concatenation in the order of the processes. Raises ValueError naming the leaf whose leading axis does
-    not divide by the number of this process's devices: pad the batch, with masks False.
+    concatenation in the order of the processes. None copies to every device. Raises ValueError naming the
+    leaf whose axis does not divide by the number of this process's devices: pad the batch, with masks False.
     """
+    if axis is None:
+        return replicate(batch, mesh)
     count = len(mesh.local_devices)
-    rows = NamedSharding(mesh, PartitionSpec(AXIS))
+    rows = _sharding(mesh, axis)
 
     def put(path, x):
         x = np.asarray(x)
-        if x.ndim == 0 or x.shape[0] % count:
+        if x.ndim <= axis or x.shape[axis] % count:
             raise ValueError(
-                f'batch{jax.tree_util.keystr(path)}: found shape {x.shape}, expected a leading axis that '
-                f'is a multiple of {count}, the number of devices of this process; pad the batch')
+                f'batch{jax.tree_util.keystr(path)}: found shape {x.shape}, expected axis {axis} to be '
+                f'a multiple of {count}, the number of devices of this process; pad the batch')
         return jax.make_array_from_process_local_data(rows, x)
 
     return jax.tree_util.tree_map_with_path(put, batch)
 
 
-def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """A copy of every leaf on every device.
+def replicate(tree: Tree, mesh: Mesh, axis: int | None = None) -> Tree:
+    """A copy of every leaf on every device; or, of the same leaves on every process, split along `axis`.
 
     Always a copy: the steps of `compile_step` give their state's memory away (donation), and what the
     caller holds must not go with it, nor may two leaves share one buffer.
     """
     copies = jax.tree.map(lambda x: np.array(x), fetch(tree))
-    return jax.device_put(copies, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(copies, _sharding(mesh, axis))
 
 
-def compile_step(step: Step, mesh: Mesh, via: str = 'jit') -> Step:
+def compile_step(step: Step, mesh: Mesh, via: str = 'jit', split: Split = ROWS) -> Step:
     """`step` compiled for `mesh`; the state that goes in is donated, use the one that comes out.
 
     state: from `replicate` or from the last call. batch: from `shard`. key: the same on every process.
     What `step` returns must be global, that is totalled: under 'pmap' one device's copy is kept.
+    Where seeds are split, keys and sums are, too: one for each seed.
     """
     if via == 'jit':
-        copy, rows = _shardings(mesh)
-        return jax.jit(step, in_shardings=(copy, rows, copy), out_shardings=copy, donate_argnums=0)
+        state, batch = _sharding(mesh, split.state), _sharding(mesh, split.batch)
+        return jax.jit(step, in_shardings=(state, batch, state), out_shardings=state, donate_argnums=0)
     if via == 'pmap':
-        return _pmap(step, mesh)
+        return _pmap(step, mesh, split)
     raise ValueError(f"via: found {via!r}, expected 'jit' or 'pmap'")
 
 
-def compile_predict(predict: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def compile_predict(predict: Callable[..., Any], mesh: Mesh, split: Split = ROWS) -> Callable[..., Any]:
     """`predict(variables, batch) -> tree`, compiled; nothing is donated, the results are replicated.
 
-    Rows of a result are the global batch's, in order, on every process.
+    Rows of a result are the global batch's, in order, on every process. The batch has no axis of seeds:
+    its rows are split, unless the seeds are.
     """
-    copy, rows = _shardings(mesh)
-    return jax.jit(predict, in_shardings=(copy, rows), out_shardings=copy)
+    state = _sharding(mesh, split.state)
+    rows = _sharding(mesh, None if split.state == 0 else 0)
+    return jax.jit(predict, in_shardings=(state, rows), out_shardings=_sharding(mesh, None))
 
 
-def _shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """A copy on every device; rows split over the devices."""
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
+def _sharding(mesh: Mesh, axis: int | None) -> NamedSharding:
+    """Split over the devices along an axis, or a copy on each."""
+    return NamedSharding(mesh, PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS))
 
 
-def _pmap(step: Step, mesh: Mesh) -> Step:
+def _pmap(step: Step, mesh: Mesh, split: Split) -> Step:
+    if split.state is not None:
+        raise ValueError(f"split: found {split}, expected rows to be split: 'pmap' does not split states")
+
     def on_device(state, batch, key):
-        return step(state, batch, jax.random.fold_in(key, jax.lax.axis_index(AXIS)))
+        index = jax.lax.axis_index(AXIS)
+        fold = jax.random.fold_in if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))
+        return step(state, batch, fold(key, index))
 
     mapped = jax.pmap(on_device, axis_name=AXIS, devices=list(mesh.devices.flat),
                       in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=0)
 
     def run(state, batch, key):
-        return mapped(state, jax.tree.map(_by_device, batch), key)
+        return mapped(state, jax.tree.map(lambda x: _by_device(x, split.batch), batch), key)
 
     return run
 
 
-def _by_device(x: jax.Array) -> Any:
-    """Rows [b ...] as [devices b/devices ...], the layout `pmap` maps over: this process's devices."""
+def _by_device(x: jax.Array, axis: int) -> Any:
+    """Rows [... b ...] as [devices ... b/devices ...], the layout `pmap` maps over: this process's devices."""
     if x.is_fully_addressable:
-        return x.reshape(len(x.sharding.device_set), -1, *x.shape[1:])
-    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[0].start)
+        parts = x.reshape(*x.shape[:axis], len(x.sharding.device_set), -1, *x.shape[axis + 1:])
+        return jnp.moveaxis(parts, axis, 0)
+    shards = sorted(x.addressable_shards, key=lambda shard: shard.index[axis].start)
     return np.stack([np.asarray(shard.data) for shard in shards])
 
 

@@ -33,11 +33,16 @@ def load(name: str) -> tuple[nn.Module, Variables, dict[str, Any]]:
 
 
 def locate(name: str) -> Path:
-    """The folder of weights that a user means: shipped, published, or chosen by a run."""
+    """The folder of weights that a user means: shipped, published, or chosen by a run of one fold and seed."""
     folder = shipped.find('checkpoints', name)
-    if (folder / 'experiment.json').exists():
-        if not (folder / 'weights' / 'card.json').exists():
-            raise FileNotFoundError(f'{folder}: this run has not finished; go on with it by the command that '
-                                    'started it, then its chosen weights are in its folder weights/')
+    if (folder / 'card.json').exists():
+        return folder
+    if (folder / 'weights' / 'card.json').exists():
         return folder / 'weights'
+    results = sorted(str(card.parents[1]) for card in folder.glob('**/weights/card.json'))
+    if results:
+        raise ValueError(f'{folder}: this run has several folds or seeds; name one of them: {", ".join(results)}')
+    if (folder / 'experiment.json').exists():
+        raise FileNotFoundError(f'{folder}: this run has not finished; go on with it by the command that '
+                                'started it, then its chosen weights are in its folder weights/')
     return folder

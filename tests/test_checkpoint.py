@@ -56,7 +56,7 @@ def numbers(step):
 
 def saved(folder, count=3, **options):
     """A run of `count` steps in `folder`, closed."""
-    with Run(folder, 'uar', **options) as run:
+    with Run(folder, write=True, **options) as run:
         for step in range(1, count + 1):
             run.save(step, numbers(step), {'uar': step / 10})
     return folder / 'checkpoints'
@@ -64,20 +64,19 @@ def saved(folder, count=3, **options):
 
 def test_a_state_comes_back_exact_to_the_bit(tmp_path):
     state = make_state()
-    with Run(tmp_path, 'uar') as run:
+    with Run(tmp_path, write=True) as run:
         run.save(7, state, {'uar': 0.5, 'loss': float('nan')})
-        assert run.latest() == run.best() == 7
+        assert run.latest() == 7
         assert bits(run.restore(7, state)) == bits(state)
         assert run.metrics(7) == {'uar': 0.5, 'loss': None}
     again = Run(tmp_path)
-    assert (again.metric, again.higher) == ('uar', True)
     assert bits(again.restore(7, state)) == bits(state)
     assert bits(again.restore(7, {'params': state.params}, partial=True)) == bits({'params': state.params})
 
 
 def test_an_abstract_state_is_enough(tmp_path):
     state = make_state()._replace(stopping=())
-    with Run(tmp_path, 'uar') as run:
+    with Run(tmp_path, write=True) as run:
         run.save(1, state, {'uar': 0.5})
         found = run.restore(1, jax.eval_shape(lambda: state))
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(found))
@@ -89,7 +88,7 @@ def test_an_abstract_state_is_enough(tmp_path):
 def test_states_move_between_numbers_of_devices(tmp_path, before, after):
     state = make_state()._replace(stopping=())
     old, new = (parallel.mesh(jax.devices()[:n]) for n in (before, after))
-    with Run(tmp_path, 'uar') as run:
+    with Run(tmp_path, write=True) as run:
         run.save(1, parallel.replicate(state, old), {'uar': 1.0})
         target = parallel.replicate(jax.tree.map(jnp.zeros_like, state), new)
         found = run.restore(1, target)
@@ -101,7 +100,7 @@ def test_states_move_between_numbers_of_devices(tmp_path, before, after):
 def test_rows_split_over_devices_are_saved_whole(tmp_path):
     rows = np.arange(16.0, dtype='float32').reshape(16, 1)
     split = parallel.shard({'memory': rows}, parallel.mesh())
-    with Run(tmp_path, 'uar') as run:
+    with Run(tmp_path, write=True) as run:
         run.save(1, split, {'uar': 1.0})
         found = run.restore(1, split)['memory']
     assert found.sharding == split['memory'].sharding
@@ -112,7 +111,7 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
     """The state is donated and a host array overwritten while the save is still under way."""
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     device, host = jnp.zeros((500, 1000)), np.zeros(1_000_000)
-    with Run(tmp_path, 'uar') as run:
+    with Run(tmp_path, write=True) as run:
         run.save(1, {'device': device, 'host': host}, {'uar': 1.0})
         host += 1
         for _ in range(3):
@@ -122,22 +121,17 @@ def test_what_is_saved_is_the_state_at_that_moment(tmp_path):
     assert not found['device'].any() and not found['host'].any()
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
-    figures = [0.2, 0.9, 0.9, float('nan'), 0.3, 0.4]
-    for higher, best, kept in ((True, 2, [2, 5, 6]), (False, 1, [1, 5, 6])):
-        with Run(tmp_path / str(higher), 'uar', higher) as run:
-            for step, figure in enumerate(figures, 1):
-                run.save(step, numbers(step), {'uar': figure})
-            assert (run.best(), run.latest(), run.steps()) == (best, 6, kept)
-            assert run.restore(best, numbers(0))['step'] == best
-    with Run(tmp_path / 'more', 'uar', latest=1, best=3) as run:
-        for step, figure in enumerate(figures, 1):
-            run.save(step, numbers(step), {'uar': figure})
-        assert run.steps() == [2, 3, 6]
+@pytest.mark.parametrize('keep, kept', [(1, [6]), (2, [5, 6]), (None, [1, 2, 3, 4, 5, 6])])
+def test_the_newest_are_kept(tmp_path, keep, kept):
+    with Run(tmp_path, write=True, keep=keep) as run:
+        for step in range(1, 7):
+            run.save(step, numbers(step), {'uar': 0.5})
+        assert (run.latest(), run.steps()) == (6, kept)
+        assert run.restore(kept[0], numbers(0))['step'] == kept[0]
 
 
 def test_a_state_of_something_else_is_refused_leaf_by_leaf(tmp_path):
-    with Run(tmp_path, 'uar') as run:
+    with Run(tmp_path, write=True) as run:
         state = {'a': np.zeros((3, 4), 'float32'), 'b': np.zeros(2, 'float32'), 'c': 1, 'd': 0}
         run.save(1, state, {'uar': 1.0})
         wrong = {'a': jnp.zeros((4, 3)), 'b': jnp.zeros(2, 'bfloat16'), 'c': 1, 'e': [np.int32(0)]}
@@ -197,7 +191,7 @@ def test_a_seal_of_something_else_is_damage(tmp_path):
     with pytest.raises(ValueError, match=r'seal\.json'):
         run.restore(2, numbers(0))
     with pytest.warns(UserWarning, match=r'seal\.json'):
-        assert run.best() == 1
+        assert run.latest() == 1
     assert run.steps() == [1]
 
 
@@ -206,7 +200,7 @@ def test_training_goes_on_over_a_damaged_checkpoint_without_touching_it(tmp_path
     torn = next(p for p in files_of(folder / '2') if p.name == '_METADATA')
     truncate(torn)
     left = torn.read_bytes()
-    with Run(tmp_path, 'uar', latest=1) as run:
+    with Run(tmp_path, write=True, keep=1) as run:
         with pytest.warns(UserWarning, match='_METADATA'):
             assert run.latest() == 1
         run.save(2, numbers(2), {'uar': 0.2})
@@ -218,7 +212,7 @@ def test_training_goes_on_over_a_damaged_checkpoint_without_touching_it(tmp_path
 def test_nothing_is_overwritten(tmp_path):
     folder = saved(tmp_path, 2)
     before = {p: p.read_bytes() for p in files_of(folder)}
-    with Run(tmp_path, 'uar') as run, pytest.raises(FileExistsError, match='step 2'):
+    with Run(tmp_path, write=True) as run, pytest.raises(FileExistsError, match='step 2'):
         run.save(2, numbers(9), {'uar': 0.9})
     assert {p: p.read_bytes() for p in files_of(folder)} == before
 
@@ -229,14 +223,10 @@ def test_folders_of_others_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())                 # reading makes nothing
     foreign = tmp_path / 'checkpoints' / '100'
     foreign.mkdir(parents=True)
-    for metric in (None, 'uar'):
+    for write in (False, True):
         with pytest.raises(ValueError, match=r"\['100'\] and no run.json"):
-            Run(tmp_path, metric)
+            Run(tmp_path, write)
     saved(tmp_path / 'mine', 1)
-    with pytest.raises(ValueError, match=r"'uar'.*'accuracy'"):
-        Run(tmp_path / 'mine', 'accuracy')
-    with pytest.raises(ValueError, match=r"'higher': True.*'higher': False"):
-        Run(tmp_path / 'mine', 'uar', higher=False)
     (tmp_path / 'mine' / 'checkpoints' / 'run.json').write_text('{"format": "something"}')
     with pytest.raises(ValueError, match=r"'something'.*'format'"):
         Run(tmp_path / 'mine')
@@ -249,23 +239,21 @@ def test_misuse_is_named(tmp_path):
         run.save(2, numbers(2), {'uar': 1.0})
     with pytest.raises(FileNotFoundError, match=r'found steps \[1\], expected 5'):
         run.restore(5, numbers(0))
-    with Run(tmp_path, 'uar') as run:
-        with pytest.raises(ValueError, match=r"found \['loss'\], expected 'uar'"):
-            run.save(2, numbers(2), {'loss': 1.0})
+    with Run(tmp_path, write=True) as run:
         with pytest.raises(ValueError, match=r'keys/0.*folded'):
             run.save(2, {'keys': [jax.random.key(0)]}, {'uar': 1.0})
         with pytest.raises(ValueError, match='name: found str'):
             run.save(2, {'name': 'x'}, {'uar': 1.0})
         assert run.steps() == [1]
     with pytest.raises(ValueError, match='at least 1'):
-        Run(tmp_path, 'uar', latest=0)
+        Run(tmp_path, keep=0)
 
 
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path):
     """A limit on the size of files stands for the full disk: the system's call fails in the same place."""
     big = {'w': np.random.default_rng(0).normal(size=(1000, 500))}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Run(tmp_path, 'uar') as run:
+    with Run(tmp_path, write=True) as run:
         run.save(1, numbers(1), {'uar': 0.1})
         run.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -291,7 +279,7 @@ def test_no_space_is_said_in_the_systems_words(tmp_path, monkeypatch):
                          "No space left on device [os_error_code='28']")
 
     monkeypatch.setattr(checkpoint, '_begin', fail)
-    with Run(tmp_path, 'uar') as run, pytest.raises(OSError, match='step 3: No space left on') as fault:
+    with Run(tmp_path, write=True) as run, pytest.raises(OSError, match='step 3: No space left on') as fault:
         run.save(3, numbers(3), {'uar': 1.0})
     assert fault.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match='could not write params: No space left on device; nothing was changed'):
@@ -311,7 +299,7 @@ def test_kill_9_while_saving_leaves_a_run_to_resume(tmp_path):
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with Run(tmp_path, 'uar') as run:
+    with Run(tmp_path, write=True) as run:
         latest = run.latest()                   # a warning of a torn checkpoint would be an error
         assert latest is not None and latest >= 2
         for step in run.steps():
@@ -327,7 +315,7 @@ def big_numbers(step):
 
 
 def save_for_ever(folder):
-    with Run(folder, 'uar') as run:
+    with Run(folder, write=True) as run:
         for step in range(1, 10_000):
             run.save(step, big_numbers(step), {'uar': 1.0})
 

@@ -171,19 +171,17 @@ def test_describe_a_model_and_a_run(jmer, toys):
     status, told, _ = jmer('describe', 'gmu')
     assert status == 0 and json.loads(told) == json.loads(json.dumps(zoo.profile('gmu')))
     described = json.loads(jmer('describe', toys / 'seed0')[1])
-    assert described['step'] == 6 and described['finished'] and described['card']['model'] == 'early'
-    assert len(described['params_sha256']) == len(described['state_sha256']) == 64
+    assert described['step'] == 6 and described['finished'] and described['cards']['.']['model'] == 'early'
+    (seed,) = described['seeds']
+    assert len(seed['chosen_sha256']) == len(described['state_sha256']) == 64
     weights = json.loads(jmer('describe', toys / 'seed0' / 'weights')[1])
-    chosen = checkpoint.Run(toys / 'seed0').best()
-    assert weights['step'] == described['best_step'] == chosen
-    assert weights['params_sha256'] == described['card']['params_sha256']
-    if chosen == described['step']:
-        assert weights['params_sha256'] == described['params_sha256']
+    assert weights['step'] == seed['chosen_step']
+    assert weights['params_sha256'] == seed['chosen_sha256'] == described['cards']['.']['params_sha256']
 
 
 def test_train_shows_the_figures_beside_the_ceiling(jmer, toys):
     status, told, _ = jmer(*TOY, 'seed=0', '--workdir', toys / 'seed0')
-    assert status == 0 and 'Bayes ceiling (test)' in told and 'weights and card' in told
+    assert status == 0 and 'Bayes ceiling (test)' in told and 'weights, predictions and log' in told
     card = checkpoint.read_json(toys / 'seed0' / 'weights' / 'card.json')
     assert f'{card["metrics"]["test"]["uar"]:.4f}' in told
     assert card['command'] == 'jmer train toy/early --set ' + ' '.join((*TINY, 'seed=0'))
@@ -235,7 +233,7 @@ def test_two_processes_train_one_run(toys, tmp_path):
     ]
     told = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    assert 'weights and card' in told[0][0] and 'epoch' not in told[1][0], 'the main process speaks for all'
+    assert 'weights, predictions and log' in told[0][0] and 'epoch' not in told[1][0], 'the main process speaks for all'
     logs = [log.read(folder / 'log.jsonl') for folder in (tmp_path / 'run', toys / 'seed0')]
     for one, other in zip(*logs, strict=True):
         for name in ('step', 'train/loss', 'train/uar', 'validation/nll'):

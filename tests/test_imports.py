@@ -24,7 +24,13 @@ ALLOWED = {
     'parallel': {'collectives'},
     'checkpoint': {'types', 'parallel'},
     'pretrained': {'types', 'checkpoint', 'shipped', 'zoo'},
-    'train': BASE | {'zoo', 'losses', 'metrics', 'data', 'parallel', 'checkpoint', 'pretrained', 'shipped'},
+    'significance': {'types', 'metrics'},
+    'calibration': {'types', 'metrics'},
+    'cost': set(),
+    'train': BASE | {'zoo', 'losses', 'metrics', 'data', 'parallel', 'checkpoint', 'pretrained', 'shipped',
+                     'calibration', 'cost'},
+    'results': BASE | {'zoo', 'metrics', 'data', 'parallel', 'checkpoint', 'pretrained', 'shipped', 'calibration',
+                       'significance', 'train'},
     '__init__': {'types', 'zoo', 'pretrained', 'train'},
 }
 """What each part of jmer may import of jmer; `cli` and `bench` may import everything."""

@@ -177,7 +177,7 @@ def test_predict_keeps_the_order_of_rows():
 def test_rows_that_do_not_divide_are_refused_by_name():
     with pytest.raises(ValueError, match=r"batch\['streams'\]\['audio'\].*\(12, 3\).*multiple of 8"):
         parallel.shard({'streams': {'audio': np.zeros((12, 3))}}, some(8))
-    with pytest.raises(ValueError, match='leading axis'):
+    with pytest.raises(ValueError, match='expected axis 0 to be a multiple of'):
         parallel.shard((np.float32(1),), some(8))
 
 
@@ -221,7 +221,7 @@ def main(address, count, index, via, folder):
     rows = slice(8 * int(index), 8 * int(index) + 8)
     data = [tuple(x[rows] for x in batch) for batch in batches()]
     mesh = parallel.mesh()
-    with checkpoint.Run(folder, 'loss', higher=False) as run:
+    with checkpoint.Run(folder, write=True) as run:
         state, losses = train(mesh, via, data[:4])
         run.save(4, state, {'loss': losses[-1]})
         run.wait()

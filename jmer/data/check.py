@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jmer.data import load
-from jmer.data.corpus import Corpus, Item, Spec, Target, validate
+from jmer.data.corpus import Corpus, Item, Spec, Target, speakers_of, validate
 
 Counts = dict[str, dict[str, int]]
 SIGNS = ('negative', 'zero', 'positive')
@@ -63,7 +63,7 @@ def check(corpus: Corpus | str, data_dir: str | os.PathLike | None = None) -> Re
     spec, items = corpus
     problems += _faults(spec, items)
     problems += _overlaps('group', [(item.group, item.part) for item in items])
-    notes += _overlaps('speaker', [(name, item.part) for item in items for name in _names(item)
+    notes += _overlaps('speaker', [(name, item.part) for item in items for name in speakers_of(item)
                                    if item.attributes])
     streams = {stream.name: _stream_report(stream.name, items) for stream in spec.streams}
     notes += [f'stream {name}: {len(stream.constant)} columns never change: {_some(stream.constant)}'
@@ -99,14 +99,6 @@ def _read(name: str, data_dir: str | os.PathLike | None, problems: list[str], no
 
 def _turns(item: Item) -> int:
     return 1 if item.speakers is None else len(item.speakers)
-
-
-def _names(item: Item) -> list[str]:
-    """The speaker of each turn."""
-    if 'speakers' in item.attributes and item.speakers is not None:
-        names = item.attributes['speakers'].split(' | ')
-        return [names[speaker] for speaker in item.speakers]
-    return [item.attributes.get('speaker', item.group)] * _turns(item)
 
 
 def _faults(spec: Spec, items: Iterable[Item]) -> Iterator[str]:

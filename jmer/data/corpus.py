@@ -93,6 +93,16 @@ class Corpus(NamedTuple):
     items: tuple[Item, ...]
 
 
+def speakers_of(item: Item) -> list[str]:
+    """Who speaks each turn of a dialogue, or the utterance; where no name is known, the group's."""
+    if item.speakers is None:
+        return [item.attributes.get('speaker', item.group)]
+    if 'speakers' in item.attributes:
+        names = item.attributes['speakers'].split(' | ')
+        return [names[speaker] for speaker in item.speakers]
+    return [item.attributes.get('speaker', item.group)] * len(item.speakers)
+
+
 def validate(corpus: Corpus) -> None:
     """Raises ValueError naming item and field where an item does not fit its spec.
 

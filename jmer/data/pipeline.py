@@ -56,22 +56,36 @@ class Pipeline:
     def stream(self, seed: int, step: int) -> Batch:
         """Batch `step` of the run with this seed; every epoch sees every item once, in its own order."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        bucket, rows = self._plan(np.random.default_rng([seed, epoch]))[position]
+        bucket, rows = self._plan((seed, epoch))[position]
         return self._batch(bucket, rows)
+
+    def streams(self, seeds: Sequence[int], step: int) -> Batch:
+        """Batch `step` of the runs with these seeds, stacked on a new leading axis.
+
+        Seeds order the items of a bucket each in their own way; which bucket a step draws from is the
+        same for all, so that their batches have one shape.
+        """
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *[self.stream(seed, step) for seed in seeds])
 
     def sweep(self) -> Iterator[tuple[list[int], Batch]]:
         """All items once, in their buckets' order: their indices in `items`, and the batch."""
         for bucket, rows in self._plan(None):
             yield bucket.members[rows].tolist(), self._batch(bucket, rows)
 
-    def _plan(self, rng: np.random.Generator | None) -> list[tuple[Bucket, np.ndarray]]:
-        """The batches of one epoch, rows of buckets: in order, or shuffled within and across buckets."""
+    def _plan(self, shuffle: tuple[int, int] | None) -> list[tuple[Bucket, np.ndarray]]:
+        """The batches of one epoch, rows of buckets: in order, or shuffled by (seed, epoch).
+
+        The seed and the epoch order the rows of a bucket, the epoch alone orders the batches.
+        """
         batches = []
+        rng = None if shuffle is None else np.random.default_rng(shuffle)
         for bucket in self.buckets:
             count = len(bucket.members)
             order = np.arange(count) if rng is None else rng.permutation(count)
             batches += [(bucket, order[k:k + self.batch_size]) for k in range(0, count, self.batch_size)]
-        return batches if rng is None else [batches[k] for k in rng.permutation(len(batches))]
+        if shuffle is None:
+            return batches
+        return [batches[k] for k in np.random.default_rng(shuffle[1]).permutation(len(batches))]
 
     def _batch(self, bucket: Bucket, rows: np.ndarray) -> Batch:
         """This process's share of these rows; rows that are lacking are not present."""

@@ -45,13 +45,20 @@ def no_nan(value: Any) -> Any:
 class Prediction(NamedTuple):
     """What a model says of one utterance or turn.
 
-    id: of the utterance or turn. scores: [c], probabilities for classes and several labels.
+    id: of the utterance or turn. group: of its item. scores: [c], probabilities for classes and several labels.
     truth: the label, an int or [c]; None where there is none.
     """
 
     id: str
+    group: str
     scores: np.ndarray
     truth: np.ndarray | None
+
+
+def is_labelled(truth: Any) -> bool:
+    """Whether a label says anything: no class code of -1, no NaN."""
+    truth = np.asarray(truth)
+    return bool(truth >= 0) if truth.dtype.kind == 'i' else not np.isnan(truth).any()
 
 
 def predict(model: nn.Module, variables: Variables, batch: Batch) -> Output:
@@ -81,29 +88,41 @@ def make_predict(model: nn.Module, target: Target, data: Data) -> Callable[[Vari
 
 
 def sweep(
-    run: Callable[[Variables, Batch], tuple[Any, Any]],
+    run: Callable[[Variables, Any], tuple[Any, Any]],
     variables: Variables,
     pipeline: Pipeline,
     mesh: jax.sharding.Mesh,
-) -> tuple[Any, list[Prediction]]:
-    """Metric sums ({} without labels) and predictions over all items, in the order of the items.
+    split: parallel.Split = parallel.ROWS,
+) -> tuple[Any, list[np.ndarray]]:
+    """Metric sums ({} without labels), and the scores of every item, in the order of the items.
 
-    run: a compiled `make_predict`.
+    run: a compiled `make_predict`, or one of several seeds (`over_seeds`), whose axis is then the first one of
+    the sums and of the scores of an item.
     """
-    states, found = [], {}
+    states: list[Any] = []
+    found: dict[int, np.ndarray] = {}
     for rows, batch in pipeline.sweep():
-        scores, measured = parallel.fetch(run(variables, parallel.shard(batch, mesh)))
+        placed = parallel.shard(batch, mesh, None if split.state == 0 else 0)
+        scores, measured = parallel.fetch(run(variables, placed))
         states.append(measured)
-        for row, index in enumerate(rows):
-            found[index] = item_predictions(pipeline.items[index], scores[row], pipeline.target)
-    return metrics.total(states), [p for index in sorted(found) for p in found[index]]
+        found |= {index: scores[row] for row, index in enumerate(rows)}
+    return metrics.total(states), [found[index] for index in sorted(found)]
 
 
-def item_predictions(item: Item, scores: np.ndarray, target: str | None) -> list[Prediction]:
-    """The predictions of an item: one, or one a turn."""
+def over_seeds(run: Callable[[Variables, Any], tuple[Any, Any]]) -> Callable[[Variables, Any], tuple[Any, Any]]:
+    """A `make_predict` of variables that have an axis of seeds in front: scores [b n ...], sums [n ...]."""
+    return jax.vmap(run, in_axes=(0, None), out_axes=(1, 0))
+
+
+def predictions_of(items: Sequence[Item], scores: Sequence[np.ndarray], target: str | None) -> list[Prediction]:
+    """The predictions of items: one each, or one a turn."""
+    return [p for item, of_item in zip(items, scores, strict=True) for p in _of_item(item, of_item, target)]
+
+
+def _of_item(item: Item, scores: np.ndarray, target: str | None) -> list[Prediction]:
     truth = item.labels.get(target) if target else None
     if item.speakers is None:
-        return [Prediction(item.id, scores, truth)]
+        return [Prediction(item.id, item.group, scores, truth)]
     names: Sequence[str] = item.turns or [f'{item.id}#{k}' for k in range(len(item.speakers))]
-    return [Prediction(name, scores[k], None if truth is None else truth[k])
+    return [Prediction(name, item.group, scores[k], None if truth is None else truth[k])
             for k, name in enumerate(names)]

@@ -33,6 +33,8 @@ class Data:
     truncate: (stream, steps) pairs: keep so many steps.
     drop_modalities: probability that a stream of a training item goes missing.
     noise: deviation of Gaussian noise on the training features.
+    frame_drop: probability that a step of a training stream goes missing.
+    label_noise: probability that a training item is given another class's label.
     stand_ins: (stream, other) pairs: the stream counts only where the other is missing, as features that
         anybody can compute stand in for better ones.
     """
@@ -48,6 +50,8 @@ class Data:
     truncate: tuple[tuple[str, int], ...] = ()
     drop_modalities: float = 0.0
     noise: float = 0.0
+    frame_drop: float = 0.0
+    label_noise: float = 0.0
     stand_ins: tuple[tuple[str, str], ...] = ()
 
 
@@ -103,6 +107,11 @@ class Experiment:
     accumulate: parts into which a batch is split to save memory; the step stays the same.
     compute_dtype: precision of the forward and backward pass; parameters and losses stay in float32.
     seed: of initialisation, order of the data, dropout and noise.
+    seeds: so many seeds, from `seed` on, are trained at once in one program, each as if it were alone.
+    folds: 'parts' lets every part of the corpus judge once (cross-validation over its folds), 'groups' every
+        group (leave one speaker out); each fold is a run of its own, and `data.protocol.test` is not used.
+    also_test_selected: keep what the test would have chosen, apart: the figure that the literature often
+        prints. Costs the disk space of a state for every evaluation while the run lasts.
     """
 
     model: nn.Module
@@ -116,6 +125,9 @@ class Experiment:
     accumulate: int = 1
     compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
     seed: int = 0
+    seeds: int = 1
+    folds: Literal['', 'parts', 'groups'] = ''
+    also_test_selected: bool = False
 
 
 def load(name: str) -> Experiment:

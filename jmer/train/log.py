@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,17 +13,19 @@ from jmer import parallel
 
 
 class Log:
-    """Writes `log.jsonl` and `tensorboard/` in the run folder, and a progress bar or plain lines.
+    """Writes `log.jsonl` and `tensorboard/` in the folder of every seed, and a progress bar or plain lines.
 
     Lines behind `step` (written by a run that was cut off after its last checkpoint) are dropped, so that
     a resumed run has the log of one that was never interrupted. Only the main process writes.
     """
 
-    def __init__(self, workdir: Path, step: int, epochs: int, epoch: int, console: Console):
-        self._path, main = workdir / 'log.jsonl', parallel.is_main_process()
-        if main:
-            _keep(self._path, step)
-        self._scalars = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1, write_to_disk=main)
+    def __init__(self, folders: Sequence[Path], step: int, epochs: int, epoch: int, console: Console):
+        self._paths, main = [folder / 'log.jsonl' for folder in folders], parallel.is_main_process()
+        for path in self._paths if main else ():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _keep(path, step)
+        self._scalars = [SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1, write_to_disk=main)
+                         for folder in folders]
         self._console = console
         self._progress = Progress(
             TextColumn('epoch'), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
@@ -36,19 +38,25 @@ class Log:
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
-        self._scalars.close()
+        for scalars in self._scalars:
+            scalars.close()
 
     def epoch(self, epoch: int) -> None:
         """One more epoch is done."""
         self._progress.update(self._task, completed=epoch)
 
-    def evaluation(self, step: int, epoch: int, figures: Mapping[str, float], headline: str) -> None:
-        """The figures of an evaluation; `headline` is what a person wants to see of them."""
-        with self._path.open('a') as file:
+    def evaluation(self, seed: int, step: int, epoch: int, figures: Mapping[str, float]) -> None:
+        """The figures of an evaluation of the seed in the folder with this number."""
+        if not parallel.is_main_process():
+            return
+        with self._paths[seed].open('a') as file:
             file.write(json.dumps({'step': step, 'epoch': epoch, **_finite(figures)}) + '\n')
         for name, value in figures.items():
             if math.isfinite(value):
-                self._scalars.add_scalar(name, value, step)
+                self._scalars[seed].add_scalar(name, value, step)
+
+    def tell(self, step: int, epoch: int, headline: str) -> None:
+        """What a person wants to see of an evaluation."""
         self._progress.update(self._task, description=headline)
         if not self._console.is_terminal:
             self._console.print(f'epoch {epoch:4d}  step {step:6d}  {headline}', highlight=False)

@@ -1,39 +1,73 @@
-"""The one trainer: restore, step, log, evaluate, save; then, once, the test.
+"""The one trainer: restore, step, log, evaluate, save; choose; then, once, the test.
 
-The loop sees training and validation items only. The epoch is chosen on validation, written down as the
-best checkpoint, and only then are the test items looked at, with that checkpoint.
+The loop sees training and validation items only. The epoch is chosen on validation and written down in
+`selection.json`, and only then is the seal of the test side broken, for that choice.
+
+Seeds are an axis: all of a run are trained in one program, the step mapped over states, keys and batches, and
+each ends as it would have ended alone. Folds are runs, one after the other, in folders of their own.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jmer import checkpoint, losses, metrics, parallel, zoo
+from jmer import calibration, checkpoint, cost, losses, metrics, parallel, zoo
 from jmer.data import transforms
 from jmer.data.corpus import Corpus, Item, Target
 from jmer.data.pipeline import Pipeline, pipeline
-from jmer.data.splits import Splits, split
-from jmer.train import inputs, optimizers, preflight
-from jmer.train.evaluate import LOWER, make_predict, metric_of, no_nan, sweep
+from jmer.data.splits import Splits, folds, split
+from jmer.train import inputs, log, optimizers, predictions, preflight
+from jmer.train.evaluate import LOWER, make_predict, metric_of, no_nan, over_seeds, predictions_of, sweep
 from jmer.train.experiment import Experiment, to_json
-from jmer.train.log import Log
-from jmer.train.step import TrainState, init_state, make_step
+from jmer.train.step import TrainState, init_states, make_step
 from jmer.train.watch import Watch
 from jmer.types import Batch, Variables
 
 
-class Progress(NamedTuple):
-    """What the choice of an epoch has to remember: the best value so far, evaluations since then."""
+class Fit(NamedTuple):
+    """All that training needs besides its state.
 
-    best: float
-    waited: int
+    folders: of the seeds. monitor: the figure that chooses the epoch, 'step' for the last one.
+    choosing: the validation items, if any. step, run: compiled, over an axis of seeds.
+    """
+
+    experiment: Experiment
+    folders: tuple[Path, ...]
+    metric: metrics.Metric
+    monitor: str
+    higher: bool
+    training: Pipeline
+    choosing: Pipeline | None
+    step: parallel.Step
+    run: Callable[[Variables, Batch], tuple[Any, Any]]
+    split: parallel.Split
+    mesh: jax.sharding.Mesh
+    console: Console
+
+    @property
+    def seeds(self) -> range:
+        return range(self.experiment.seed, self.experiment.seed + self.experiment.seeds)
+
+
+class Progress(NamedTuple):
+    """What the choice of an epoch remembers of every seed.
+
+    best: value so far, [n]. waited: evaluations since then, [n]. step: at which it was, [n].
+    chosen: the variables of that step, [n ...].
+    """
+
+    best: np.ndarray
+    waited: np.ndarray
+    step: np.ndarray
+    chosen: Variables
 
 
 def train(
@@ -45,54 +79,83 @@ def train(
     mesh: jax.sharding.Mesh | None = None,
     console: Console | None = None,
     command: str = '',
-) -> dict[str, Any]:
-    """Runs an experiment in `workdir`, or goes on with the one that is there; returns its card.
+) -> list[dict[str, Any]]:
+    """Runs an experiment in `workdir`, or goes on with the one that is there; returns a card for every result.
 
     via: 'jit' or 'pmap'. mesh: devices, all if None. console: where to report. command: for the card.
-    The chosen weights lie in `<workdir>/weights` when it is done. Raises ValueError, and changes nothing,
-    where the folder belongs to another experiment or other data; FloatingPointError, naming the step and
-    leaving the last checkpoint as it is, where the loss is not finite.
+    A result (of one fold and seed) is a folder with the chosen weights in `weights/`, `predictions.npz` and
+    `log.jsonl`: the workdir itself, or `<fold>/`, `seed<s>/` or `<fold>/seed<s>/` in it. Raises ValueError, and
+    changes nothing, where the folder belongs to another experiment or other data; FloatingPointError, naming the
+    step and leaving the last checkpoint as it is, where the loss is not finite.
     """
     console = console or Console(quiet=True)
     mesh = mesh or parallel.mesh()
-    workdir = Path(workdir)
-    target = corpus.spec.target(experiment.data.target)
-    preflight.check(experiment, corpus, target, mesh)
-    loss = loss_of(experiment, target)
-    splits = Splits(*(inputs.shape(side, experiment.data) for side in split(corpus, experiment.data.protocol)))
-    moments = inputs.fit(splits.train, experiment.data)
-    make = _pipelines(experiment, corpus, moments, mesh)
+    if not experiment.folds:
+        return _train(experiment, corpus, Path(workdir), via, mesh, console, command)
+    cards = []
+    for fold in folds(corpus, experiment.folds):
+        console.print(f'{fold} judges', highlight=False)
+        protocol = dataclasses.replace(experiment.data.protocol, test=(fold,))
+        one = dataclasses.replace(experiment, folds='', data=dataclasses.replace(experiment.data, protocol=protocol))
+        cards += _train(one, corpus, Path(workdir) / fold, via, mesh, console, command)
+    return cards
 
-    training = make(splits.train, experiment.data.buckets)
-    choosing = make(splits.validation, 1) if splits.validation else None
-    run = parallel.compile_predict(make_predict(experiment.model, target, experiment.data), mesh)
-    by_step = experiment.monitor == 'step' or choosing is None
-    metric = 'step' if by_step else f'validation/{experiment.monitor}'
-    higher = by_step or experiment.monitor not in LOWER
-    optimizer = optimizers.make(experiment.optimizer, training.steps_per_epoch * experiment.epochs)
-    example = jax.tree.map(lambda x: x[:1], training.stream(experiment.seed, 0))
-    fresh = init_state(experiment.model, optimizer, example, experiment.seed)
+
+def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dict[str, Any]]:
+    """One fold."""
+    target = corpus.spec.target(experiment.data.target)
+    share = parallel.split_seeds(experiment.seeds, mesh, via)
+    preflight.check(experiment, corpus, target, mesh, share)
+    loss = loss_of(experiment, target)
+    splits = split(corpus, experiment.data.protocol)
+    training, choosing = (inputs.shape(side.items, experiment.data) for side in splits[:2])
+    moments = inputs.fit(training, experiment.data)
+    make = _pipelines(experiment, corpus, moments, mesh)
+    batches = make(training, experiment.data.buckets)
+    optimizer = optimizers.make(experiment.optimizer, batches.steps_per_epoch * experiment.epochs)
+    by_step = experiment.monitor == 'step' or not choosing
+    metric = metric_of(target)
+    step = make_step(
+        experiment.model, loss, optimizer, lambda out, batch: metric.sums(out.logits, batch.labels[target.name]),
+        augment_of(experiment, target), experiment.accumulate, experiment.compute_dtype)
+    fit = Fit(
+        experiment, _folders(experiment, workdir), metric,
+        'step' if by_step else f'validation/{experiment.monitor}', by_step or experiment.monitor not in LOWER,
+        batches, make(choosing, 1) if choosing else None,
+        parallel.compile_step(jax.vmap(step), mesh, via, share),
+        parallel.compile_predict(over_seeds(make_predict(experiment.model, target, experiment.data)), mesh, share),
+        share, mesh, console)
+    example = batches.stream(experiment.seed, 0)
+    fresh = init_states(experiment.model, optimizer, jax.tree.map(lambda x: x[:1], example), fit.seeds)
+    spent = {'flops_per_step': cost.flops(step, _of_seed(fresh, 0), example, jax.random.key(0))}
     # Last of all, so that an experiment that cannot run leaves no mark on the folder.
     preflight.claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
         corpus, experiment.data.streams, target.name)})
-    with checkpoint.Run(workdir, metric, higher) as saved:
-        state = _fit(experiment, target, loss, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,
-                     console)
-        best = saved.best()
-        assert best is not None
-        chosen = {'params': state.params, 'model_state': state.model_state}
-        variables = _variables(saved.restore(best, {'state': chosen}, partial=True)['state'])
-    card = _card(experiment, corpus, splits, moments, variables, {'step': best, 'by': metric}, command)
-    for name, side in (('validation', splits.validation), ('test', splits.test)):
-        if side:
-            sums, _ = sweep(run, parallel.replicate(variables, mesh), make(side, 1), mesh)
-            card['metrics'][name] = {'n': _count(side, target.name)} | no_nan(metric_of(target).compute(sums))
-    return checkpoint.publish(workdir / 'weights', variables, card)
+    with checkpoint.Run(workdir, write=True, keep=None if experiment.also_test_selected else 2) as saved:
+        progress = _fit(fit, fresh, saved)
+        choice = _write_down(workdir / 'selection.json', fit, progress)
+        sides = {'validation': choosing, 'test': inputs.shape(splits.test.open(choice).items, experiment.data)}
+        cards = [_card(experiment, seed, corpus, splits, moments, variables, command)
+                 | {'selected': {'step': int(progress.step[k]), 'by': fit.monitor}, 'cost': spent}
+                 for k, (seed, variables) in enumerate(zip(fit.seeds, _by_seed(progress.chosen), strict=True))]
+        _judge(fit, make, target, progress.chosen, sides, cards)
+        if experiment.also_test_selected and sides['test']:
+            _add_test_selected(fit, make(sides['test'], 1), saved, progress.chosen, cards)
+            saved.prune(2)
+    return [checkpoint.publish(folder / 'weights', variables, card)
+            for folder, variables, card in zip(fit.folders, _by_seed(progress.chosen), cards, strict=True)]
 
 
-def _card(experiment, corpus, splits, moments, variables, selected, command) -> dict[str, Any]:
-    """All that the weights' users need to know of them, but for the metrics."""
-    training = {key: value for key, value in to_json(experiment).items() if key not in ('model', 'data', 'seed')}
+def _folders(experiment: Experiment, workdir: Path) -> tuple[Path, ...]:
+    if experiment.seeds == 1:
+        return (workdir,)
+    return tuple(workdir / f'seed{experiment.seed + k}' for k in range(experiment.seeds))
+
+
+def _card(experiment, seed, corpus, splits: Splits, moments, variables, command) -> dict[str, Any]:
+    """All that the weights' users need to know of them, but for what was measured."""
+    apart = ('model', 'data', 'seed', 'seeds', 'folds', 'also_test_selected')
+    training = {key: value for key, value in to_json(experiment).items() if key not in apart}
     return {
         'jmer': version('jmer'),
         **zoo.describe(experiment.model),
@@ -100,69 +163,181 @@ def _card(experiment, corpus, splits, moments, variables, selected, command) -> 
         **inputs.spec_to_json(corpus.spec, experiment.data, moments),
         'data': dataclasses.asdict(experiment.data),
         'training': training,
-        'seed': experiment.seed,
+        'seed': seed,
         'command': command,
         'paper': zoo.about(zoo.name_of(experiment.model)),
-        'selected': selected,
-        'groups': {name: sorted({item.group for item in side}) for name, side in splits._asdict().items()},
+        'groups': {name: sorted(side.groups) for name, side in splits._asdict().items()},
         'metrics': {},
     }
 
 
-def _fit(experiment, target, loss, optimizer, fresh, training, choosing, run, saved, workdir, via, mesh,
-         console) -> TrainState:
-    """Trains to the end, or to the end of patience; the state after the last step."""
-    metric = metric_of(target)
-    step = parallel.compile_step(make_step(
-        experiment.model, loss, optimizer,
-        lambda out, batch: metric.sums(out.logits, batch.labels[target.name]),
-        augment_of(experiment), experiment.accumulate, experiment.compute_dtype), mesh, via)
-    state = parallel.replicate(fresh, mesh)
-    progress = Progress(-np.inf if saved.higher else np.inf, 0)
-    latest = saved.latest()
-    if latest is not None:
-        restored = saved.restore(latest, {'state': state, 'progress': progress})
-        state, progress = restored['state'], restored['progress']
-        console.print(f'resuming at step {latest}')
-    key = jax.random.key(experiment.seed)
-    rate = optimizers.schedule(experiment.optimizer, training.steps_per_epoch * experiment.epochs)
-    first = int(state.step) // training.steps_per_epoch
-    with Log(workdir, int(state.step), experiment.epochs, first, console) as log:
+def _fit(fit: Fit, fresh: TrainState, saved: checkpoint.Run) -> Progress:
+    """Trains all seeds to the end, or to the end of their patience."""
+    state, progress = _resume(fit, fresh, saved)
+    keys = jnp.stack([jax.random.key(seed) for seed in fit.seeds])
+    epochs, size = fit.experiment.epochs, fit.training.steps_per_epoch
+    first = int(state.step[0]) // size
+    with log.Log(fit.folders, first * size, epochs, first, fit.console) as told:
         pending: list[Any] = []
         watch = Watch()
-        for epoch in range(first + 1, experiment.epochs + 1):
-            if experiment.patience and progress.waited >= experiment.patience:
+        for epoch in range(first + 1, epochs + 1):
+            if not _active(fit, progress).any():
                 break
-            start = (epoch - 1) * training.steps_per_epoch
-            stop = epoch * training.steps_per_epoch
-            for batch in watch.ahead(training, experiment.seed, start, stop, partial(_busy, pending)):
-                state, sums = step(state, parallel.shard(batch, mesh), key)
+            make = partial(fit.training.streams, fit.seeds)
+            for batch in watch.ahead(make, (epoch - 1) * size, epoch * size, partial(_busy, pending)):
+                state, sums = fit.step(state, parallel.shard(batch, fit.mesh, fit.split.batch), keys)
                 pending.append(sums)
-            log.epoch(epoch)
-            if epoch % experiment.evaluate_every and epoch < experiment.epochs:
+            told.epoch(epoch)
+            if epoch % fit.experiment.evaluate_every and epoch < epochs:
                 continue
-            done = epoch * training.steps_per_epoch
-            figures = training_figures(parallel.fetch(pending), metric, done)
-            figures |= watch.figures(len(pending)) | {'rate': float(rate(done - 1))}
-            if choosing:
-                measured = metric.compute(sweep(run, _variables(state._asdict()), choosing, mesh)[0])
-                figures |= {f'validation/{name}': value for name, value in measured.items()}
-            ranked = {**figures, 'step': float(done)}
-            progress = _progress(progress, ranked[saved.metric], saved.higher)
-            if parallel.is_main_process():
-                log.evaluation(done, epoch, figures, _headline(figures, saved.metric, progress))
-            saved.save(done, {'state': state, 'progress': progress}, ranked)
+            done, active = epoch * size, _active(fit, progress)
+            figures = _figures(fit, state, pending, done, active, watch.figures(len(pending)))
+            progress = _advance(fit, progress, state, done, active, [f.get(fit.monitor, float(done)) for f in figures])
+            for k in np.flatnonzero(active).tolist():
+                told.evaluation(k, done, epoch, figures[k])
+            told.tell(done, epoch, _headline(fit, figures, progress))
+            saved.save(done, {'state': state, 'progress': progress}, _mean(figures))
             pending, watch = [], Watch()
-    return state
+    return progress
 
 
-def training_figures(sums: list[Any], metric: Any, last_step: int) -> dict[str, float]:
+def _resume(fit: Fit, fresh: TrainState, saved: checkpoint.Run) -> tuple[TrainState, Progress]:
+    """Where the run was, or its beginning."""
+    state, chosen = (parallel.replicate(fresh, fit.mesh, fit.split.state) for _ in range(2))
+    count = len(fit.seeds)
+    progress = Progress(np.full(count, -np.inf if fit.higher else np.inf), np.zeros(count, np.int32),
+                        np.zeros(count, np.int32), _variables(chosen.params, chosen.model_state))
+    latest = saved.latest()
+    if latest is None:
+        return state, progress
+    fit.console.print(f'resuming at step {latest}')
+    restored = saved.restore(latest, {'state': state, 'progress': progress})
+    return restored['state'], restored['progress']
+
+
+def _figures(fit: Fit, state: TrainState, pending: list[Any], done: int, active: np.ndarray,
+             times: Mapping[str, float]) -> list[dict[str, float]]:
+    """All that is logged of an evaluation, by seed; nothing of a seed whose patience has ended."""
+    rate = optimizers.schedule(fit.experiment.optimizer, fit.training.steps_per_epoch * fit.experiment.epochs)
+    trained = parallel.fetch(pending)
+    variables = _variables(state.params, state.model_state)
+    chosen = sweep(fit.run, variables, fit.choosing, fit.mesh, fit.split)[0] if fit.choosing else None
+    found: list[dict[str, float]] = []
+    for k, seed in enumerate(fit.seeds):
+        if not active[k]:
+            found.append({})
+            continue
+        figures = training_figures([_of_seed(sums, k) for sums in trained], fit.metric, done, seed)
+        figures |= {**times, 'rate': float(rate(done - 1))}
+        if chosen is not None:
+            measured = fit.metric.compute(_of_seed(chosen, k))
+            figures |= {f'validation/{name}': value for name, value in measured.items()}
+        found.append(figures)
+    return found
+
+
+def _active(fit: Fit, progress: Progress) -> np.ndarray:
+    """The seeds that a run of their own would still be training, [n]."""
+    patience = fit.experiment.patience
+    return progress.waited < patience if patience else np.ones(len(progress.waited), bool)
+
+
+def _advance(fit: Fit, progress: Progress, state: TrainState, done: int, active: np.ndarray,
+             values: Sequence[float]) -> Progress:
+    """The progress after an evaluation that gave these values; the first one is better than nothing."""
+    value = np.asarray(values)
+    better = active & ((value > progress.best if fit.higher else value < progress.best) | (progress.step == 0))
+    return Progress(
+        np.where(better & ~np.isnan(value), value, progress.best),
+        np.where(better, 0, progress.waited + active).astype(np.int32),
+        np.where(better, done, progress.step).astype(np.int32),
+        _where(better, _variables(state.params, state.model_state), progress.chosen))
+
+
+@jax.jit
+def _where(seeds, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(seeds.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)
+
+
+def _write_down(path: Path, fit: Fit, progress: Progress) -> Path:
+    """Writes the choice of every seed, before the test is seen; a choice once written cannot change."""
+    choice = {'by': fit.monitor, 'seeds': [
+        {'seed': seed, 'step': int(step), 'value': no_nan(float(best))}
+        for seed, step, best in zip(fit.seeds, progress.step, progress.best, strict=True)]}
+    if path.exists() and checkpoint.read_json(path) != checkpoint.plain(choice):
+        raise ValueError(f'{path}: another choice was written down before the test was seen; found {choice}')
+    if parallel.is_main_process() and not path.exists():
+        checkpoint.write_json(path, choice)
+    return path
+
+
+def _judge(fit: Fit, make, target: Target, chosen: Variables, sides: Mapping[str, Sequence[Item]],
+           cards: list[dict[str, Any]]) -> None:
+    """Measures the chosen weights on both sides; adds to the cards and writes the predictions."""
+    kept: list[dict[str, predictions.Side]] = [{} for _ in cards]
+    for name, items in sides.items():
+        if not items:
+            continue
+        batches = make(items, 1)
+        sums, scores = sweep(fit.run, chosen, batches, fit.mesh, fit.split)
+        for k, card in enumerate(cards):
+            of_seed = _of_seed(sums, k)
+            said = predictions.side(predictions_of(batches.items, [score[k] for score in scores], target.name))
+            card['metrics'][name] = {'n': len(said.ids) if said else 0} | no_nan(fit.metric.compute(of_seed))
+            if name == 'test' and target.kind in ('class', 'multilabel'):
+                card['per_class'] = no_nan({figure: dict(zip(target.names, values.tolist(), strict=True))
+                                            for figure, values in metrics.per_class(of_seed).items()})
+            if said:
+                kept[k][name] = said
+    for folder, card, both in zip(fit.folders, cards, kept, strict=True):
+        if target.kind == 'class' and len(both) == 2:
+            card['calibration'] = calibration.calibrate(both['validation'], both['test'])
+        if parallel.is_main_process():
+            predictions.write(folder / 'predictions.npz', both)
+
+
+def _add_test_selected(fit: Fit, test: Pipeline, saved: checkpoint.Run, chosen: Variables,
+                       cards: list[dict[str, Any]]) -> None:
+    """Adds what choosing the epoch on the test side would have given, and how much that flatters.
+
+    The states of all evaluations are removed afterwards; the figures stay in `test_selected.json`.
+    """
+    path = saved.folder.parent / 'test_selected.json'
+    if not path.exists():
+        found = _test_curves(fit, test, saved, chosen)
+        if parallel.is_main_process():
+            checkpoint.write_json(path, found)
+    else:
+        found = checkpoint.read_json(path)
+    for card, best in zip(cards, found, strict=True):
+        honest = card['metrics']['test']
+        card['test_selected'] = best
+        card['selection_gap'] = {name: (honest[name] - value) * (1 if name in LOWER else -1)
+                                 for name, value in best.items() if honest[name] is not None}
+
+
+def _test_curves(fit: Fit, test: Pipeline, saved: checkpoint.Run, like: Variables) -> list[dict[str, float]]:
+    """The best value of every metric over the evaluations of every seed, on the test side."""
+    curves: list[list[dict[str, float]]] = [[] for _ in fit.seeds]
+    reached = [{line['step'] for line in log.read(folder / 'log.jsonl')} for folder in fit.folders]
+    abstract = {'params': like['params'], 'model_state': {k: v for k, v in like.items() if k != 'params'}}
+    for step in saved.steps():
+        state = saved.restore(step, {'state': abstract}, partial=True)['state']
+        sums, _ = sweep(fit.run, _variables(**state), test, fit.mesh, fit.split)
+        for k, curve in enumerate(curves):
+            if step in reached[k]:
+                curve.append(fit.metric.compute(_of_seed(sums, k)))
+    return [{name: (min if name in LOWER else max)(one[name] for one in curve)
+             for name in curve[0] if not any(np.isnan(one[name]) for one in curve)} for curve in curves]
+
+
+def training_figures(sums: list[Any], metric: metrics.Metric, last_step: int, seed: int) -> dict[str, float]:
     """Means over the steps behind the last evaluation. Raises FloatingPointError at the first bad step."""
     for k, one in enumerate(sums):
         if not one['finite']:
             raise FloatingPointError(
-                f'the loss, gradients or batch statistics of step {last_step - len(sums) + k + 1} are not '
-                'finite; the state was left as it was before that step, and the checkpoints are those of earlier '
+                f'the loss, gradients or batch statistics of step {last_step - len(sums) + k + 1} (seed {seed}) are '
+                'not finite; the state was left as it was before that step, and the checkpoints are those of earlier '
                 'evaluations')
     terms = {name: sum(float(one['loss'][name][0]) for one in sums)
              / max(sum(float(one['loss'][name][1]) for one in sums), 1e-9) for name in sums[0]['loss']}
@@ -186,16 +361,20 @@ def loss_of(experiment: Experiment, target: Target) -> Callable:
     return lambda model, out, batch: {'label': usual(out.logits, batch.labels[target.name])}
 
 
-def augment_of(experiment: Experiment) -> Callable[[Batch, jax.Array], Batch]:
+def augment_of(experiment: Experiment, target: Target) -> Callable[[Batch, jax.Array], Batch]:
     """What the experiment does to training batches at random."""
     data = experiment.data
 
     def augment(batch, key):
-        drop_key, noise_key = jax.random.split(key)
+        drop_key, noise_key, frame_key, label_key = jax.random.split(key, 4)
         if data.noise:
             batch = transforms.add_noise(batch, noise_key, data.noise)
         if data.drop_modalities:
             batch = transforms.drop_modalities(batch, drop_key, data.drop_modalities)
+        if data.frame_drop:
+            batch = transforms.drop_frames(batch, frame_key, data.frame_drop)
+        if data.label_noise:
+            batch = transforms.flip_labels(batch, label_key, data.label_noise, len(target.names))
         return transforms.stand_in(batch, data.stand_ins)
 
     return augment
@@ -217,24 +396,33 @@ def _busy(pending: list[Any]) -> bool:
     return bool(pending) and not pending[-1]['finite'].is_ready()
 
 
-def _variables(state: Mapping[str, Any]) -> Variables:
-    return {'params': state['params'], **state['model_state']}
+def _variables(params, model_state) -> Variables:
+    return {'params': params, **model_state}
 
 
-def _count(items: tuple[Item, ...], target: str) -> int:
-    """How many utterances or turns are labelled."""
-    labels = [np.asarray(item.labels[target]) for item in items if target in item.labels]
-    return sum(int(np.sum(label >= 0)) if label.dtype.kind == 'i'
-               else int(np.sum(~np.isnan(label).any(-1))) for label in labels)
+def _of_seed(tree: Any, k: int) -> Any:
+    """What belongs to the seed number k in a tree with an axis of seeds."""
+    return jax.tree.map(lambda x: x[k], tree)
 
 
-def _progress(progress: Progress, value: float, higher: bool) -> Progress:
-    better = value > progress.best if higher else value < progress.best
-    return Progress(float(value), 0) if better else Progress(progress.best, progress.waited + 1)
+def _by_seed(variables: Variables) -> list[Variables]:
+    """The variables of each seed, on the host."""
+    host = parallel.fetch(variables)
+    return [_of_seed(host, k) for k in range(len(jax.tree.leaves(host)[0]))]
 
 
-def _headline(figures: Mapping[str, float], metric: str, progress: Progress) -> str:
-    parts = [f'loss {figures["train/loss"]:.4f}']
-    if metric != 'step':
-        parts.append(f'{metric} {figures[metric]:.4f}  best {progress.best:.4f}')
+def _mean(figures: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Every figure, averaged over the seeds that have it."""
+    there = [one for one in figures if one]
+    return {name: float(np.mean([one[name] for one in there])) for name in there[0]}
+
+
+def _headline(fit: Fit, figures: Sequence[Mapping[str, float]], progress: Progress) -> str:
+    """The loss and the figure that chooses; of several seeds the mean, and the range of the figure."""
+    mean = _mean(figures)
+    parts = [f'loss {mean["train/loss"]:.4f}']
+    if fit.monitor != 'step':
+        values = [one[fit.monitor] for one in figures if one]
+        spread = f' ({min(values):.4f} to {max(values):.4f})' if len(fit.seeds) > 1 else ''
+        parts.append(f'{fit.monitor} {mean[fit.monitor]:.4f}{spread}  best {np.mean(progress.best):.4f}')
     return '  '.join(parts)

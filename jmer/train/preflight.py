@@ -15,15 +15,21 @@ from jmer.train.experiment import Experiment
 
 BOUNDS = {
     'data.batch_size': (1, np.inf), 'data.buckets': (1, np.inf), 'data.drop_modalities': (0, 1),
-    'data.noise': (0, np.inf), 'optimizer.rate': (0, np.inf), 'optimizer.warmup': (0, 1),
-    'optimizer.weight_decay': (0, np.inf), 'optimizer.clip': (0, np.inf), 'epochs': (1, np.inf),
-    'patience': (0, np.inf), 'evaluate_every': (1, np.inf), 'accumulate': (1, np.inf), 'seed': (0, 2**32 - 1),
+    'data.noise': (0, np.inf), 'data.frame_drop': (0, 1), 'data.label_noise': (0, 1),
+    'optimizer.rate': (0, np.inf), 'optimizer.warmup': (0, 1), 'optimizer.weight_decay': (0, np.inf),
+    'optimizer.clip': (0, np.inf), 'epochs': (1, np.inf), 'patience': (0, np.inf), 'evaluate_every': (1, np.inf),
+    'accumulate': (1, np.inf), 'seed': (0, 2**32 - 1), 'seeds': (1, np.inf),
 }
 """The least and the greatest value of options."""
 
 
-def check(experiment: Experiment, corpus: Corpus, target: Target, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError, naming the option, for what can be known to be wrong beforehand."""
+def check(
+    experiment: Experiment, corpus: Corpus, target: Target, mesh: jax.sharding.Mesh, split: parallel.Split
+) -> None:
+    """Raises ValueError, naming the option, for what can be known to be wrong beforehand.
+
+    split: what the devices share.
+    """
     _check_bounds(experiment)
     _check_streams(experiment)
     _check_model(experiment, corpus, target)
@@ -31,10 +37,13 @@ def check(experiment: Experiment, corpus: Corpus, target: Target, mesh: jax.shar
     chosen = experiment.data.protocol.validation or experiment.data.protocol.held_out
     if chosen and experiment.monitor not in monitors:
         raise ValueError(f'monitor: found {experiment.monitor!r}, expected one of {", ".join(monitors)}')
-    share = mesh.size * experiment.accumulate
+    if experiment.data.label_noise and target.kind != 'class':
+        raise ValueError(f'data.label_noise: found {experiment.data.label_noise}, but {target.name} has no classes')
+    devices = 1 if split.state == 0 else mesh.size
+    share = devices * experiment.accumulate
     if experiment.data.batch_size % share:
         raise ValueError(f'data.batch_size: found {experiment.data.batch_size}, expected a multiple of {share} '
-                         f'({mesh.size} devices, {experiment.accumulate} accumulated parts)')
+                         f'({devices} devices, {experiment.accumulate} accumulated parts)')
 
 
 def _check_bounds(experiment: Experiment) -> None:

@@ -1,5 +1,6 @@
 """What a person sees at the end of a command."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,20 +10,37 @@ from rich.table import Table
 from jmer.data.corpus import Corpus
 
 
-def print_card(card: Mapping[str, Any], corpus: Corpus, console: Console) -> None:
-    """The figures of a finished run; beside those of a corpus with a known law, what can be reached."""
-    sides = list(card['metrics'])
-    best = ceiling(card, corpus)
-    table = Table(title=f'{card["model"]} on {card["corpus"]}, {card["target"]["name"]}')
+def print_cards(cards: Sequence[Mapping[str, Any]], corpus: Corpus, console: Console) -> None:
+    """The figures of a finished run, over folds and seeds; of a corpus with a known law, what can be reached.
+
+    Over several results a figure is the mean and the standard deviation between them.
+    """
+    first = cards[0]
+    sides = list(first['metrics'])
+    best = ceiling(first, corpus) if len(cards) == 1 else {}
+    counted = f', {len(cards)} results' if len(cards) > 1 else ''
+    table = Table(title=f'{first["model"]} on {first["corpus"]}, {first["target"]["name"]}{counted}')
     table.add_column('metric')
     for side in sides:
         table.add_column(side, justify='right')
     if best:
         table.add_column('Bayes ceiling (test)', justify='right')
-    for name in card['metrics'][sides[0]] if sides else ():
-        cells = [_number(card['metrics'][side][name]) for side in sides]
-        table.add_row(name, *cells, *([_number(best[name]) if name in best else ''] if best else []))
+    if 'test_selected' in first:
+        table.add_column('chosen on the test: not a result', justify='right', style='dim')
+    for name in first['metrics'][sides[0]] if sides else ():
+        cells = [_spread([card['metrics'][side][name] for card in cards]) for side in sides]
+        cells += [_number(best[name]) if name in best else ''] if best else []
+        if 'test_selected' in first:
+            cells.append(_spread([card['test_selected'].get(name) for card in cards]) if name != 'n' else '')
+        table.add_row(name, *cells)
     console.print(table)
+
+
+def _spread(values: Sequence[Any]) -> str:
+    """A value, or mean and deviation of several."""
+    if len(values) == 1 or None in values:
+        return _number(values[0]) if len(values) == 1 else '-'
+    return f'{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}'
 
 
 def ceiling(card: Mapping[str, Any], corpus: Corpus) -> dict[str, int | float]:

@@ -4,12 +4,13 @@ The loss is a sum of terms, each a weighted mean over the *global* batch: all de
 accumulated batch. So neither padding nor the way a batch is cut up can bias it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jmer.collectives import total
@@ -30,13 +31,26 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: int
+def init_states(
+    model: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seeds: Sequence[int]
 ) -> TrainState:
-    """A fresh state; `batch` gives the shapes."""
-    variables = jax.jit(lambda key: model.init(key, batch, train=False))(jax.random.key(seed))
-    params = variables.pop('params')
-    return TrainState(jnp.zeros((), jnp.int32), params, dict(variables), optimizer.init(params))
+    """Fresh states, one for each seed, stacked on a leading axis; `batch` gives the shapes.
+
+    One by one: a vmapped initialisation with orthogonal matrices can deadlock on CPU.
+    """
+    init = jax.jit(lambda key: model.init(key, batch, train=False))
+
+    def fresh(seed):
+        variables = dict(init(jax.random.key(seed)))
+        params = variables.pop('params')
+        return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *[fresh(seed) for seed in seeds])
+
+
+def init_state(model: nn.Module, optimizer: optax.GradientTransformation, batch: Batch, seed: int) -> TrainState:
+    """A fresh state of one seed; `batch` gives the shapes."""
+    return jax.tree.map(lambda x: jnp.asarray(x[0]), init_states(model, optimizer, batch, [seed]))
 
 
 def make_step(

@@ -1,8 +1,7 @@
-"""Using weights: evaluating them on a corpus, predicting a user's clips, publishing a run's."""
+"""Using weights: evaluating them on a corpus, predicting a user's clips."""
 
 import dataclasses
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from jmer.data.corpus import Corpus, Item, Spec
 from jmer.data.load import load
 from jmer.data.pipeline import pipeline
 from jmer.train import inputs
-from jmer.train.evaluate import Prediction, make_predict, metric_of, no_nan, sweep
+from jmer.train.evaluate import Prediction, is_labelled, make_predict, metric_of, no_nan, predictions_of, sweep
 from jmer.train.experiment import data_from_json
 
 SIDES = ('train', 'validation', 'test')
@@ -39,7 +38,7 @@ def evaluate(name: str, data_dir: Path | None, part: str) -> dict[str, Any]:
     known = set(card['groups']['train']) | set(card['groups']['validation'])
     result = {
         'checkpoint': name, 'model': card['model'], 'corpus': spec.name, 'split': part,
-        'n': sum(p.truth is not None and _labelled(p.truth) for p in predictions),
+        'n': sum(p.truth is not None and is_labelled(p.truth) for p in predictions),
         'seen_in_training': sum(item.group in known for item in items),
         'items': len(items),
         'metrics': metric_of(target).compute(states),
@@ -83,36 +82,6 @@ def select(corpus: Corpus, part: str, card: dict[str, Any]) -> tuple[Item, ...]:
     return chosen
 
 
-def publish(run: str, folder: Path, results: Iterable[str], store: str) -> dict[str, Any]:
-    """Publishes a finished run's weights; the card gains the test results of other runs of the recipe.
-
-    Raises ValueError where such a run differs in more than its protocol and seed, or has no test result.
-    """
-    _, variables, card = pretrained.load(run)
-    card = {key: value for key, value in card.items() if key not in ('params_sha256', 'stored_as')}
-    others = []
-    for other in results:
-        theirs = checkpoint.read_json(pretrained.locate(other) / 'card.json')
-        if _recipe(theirs) != _recipe(card):
-            raise ValueError(f'{other}: found another recipe than that of {run}')
-        if 'test' not in theirs['metrics']:
-            raise ValueError(f'{other}: found no test result on its card')
-        others.append({'command': theirs['command'], 'test': theirs['data']['protocol']['test'],
-                       **theirs['metrics']['test']})
-    if others:
-        card['results'] = others
-        names = [k for k in others[0] if all(isinstance(one.get(k), float) for one in others)]
-        card['mean'] = {k: statistics.fmean(one[k] for one in others) for k in names}
-        if len(others) > 1:
-            card['deviation'] = {k: statistics.stdev(one[k] for one in others) for k in names}
-    return checkpoint.publish(folder, variables, card, store)
-
-
-def _recipe(card: dict[str, Any]) -> dict[str, Any]:
-    data = {key: value for key, value in card['data'].items() if key != 'protocol'}
-    return {'data': data, **{key: card[key] for key in ('model', 'fields', 'features', 'training')}}
-
-
 def _run(model, variables, card, items: Sequence[Item], spec: Spec, labelled: bool = True):
     """Metric sums and predictions, on as many devices as there are."""
     data = data_from_json(card['data'])
@@ -122,12 +91,8 @@ def _run(model, variables, card, items: Sequence[Item], spec: Spec, labelled: bo
     size = -(-data.batch_size // mesh.size) * mesh.size
     batches = pipeline(ready, spec, data.streams, data.target if labelled else None, size, buckets=4)
     run = parallel.compile_predict(make_predict(model, spec.targets[0], data), mesh)
-    return sweep(run, parallel.replicate(variables, mesh), batches, mesh)
-
-
-def _labelled(truth: Any) -> bool:
-    truth = np.asarray(truth)
-    return bool(truth >= 0) if truth.dtype.kind == 'i' else not np.isnan(truth).any()
+    states, scores = sweep(run, parallel.replicate(variables, mesh), batches, mesh)
+    return states, predictions_of(ready, scores, batches.target)
 
 
 def _as_json(predictions: Sequence[Prediction], card: dict[str, Any]) -> list[dict[str, Any]]:
@@ -140,7 +105,7 @@ def _as_json(predictions: Sequence[Prediction], card: dict[str, Any]) -> list[di
         if target['kind'] == 'class':
             line |= {'predicted': max(scores, key=scores.__getitem__)}
         line['values' if target['kind'] == 'regression' else 'probabilities'] = scores
-        if p.truth is not None and _labelled(p.truth):
+        if p.truth is not None and is_labelled(p.truth):
             line['label'] = (target['names'][int(p.truth)] if target['kind'] == 'class'
                              else np.asarray(p.truth).tolist())
         lines.append(line)

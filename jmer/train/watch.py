@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from jmer.data.pipeline import Pipeline
 from jmer.types import Batch
 
 
@@ -16,21 +15,22 @@ class Watch:
         self._start, self._idle = time.perf_counter(), 0.0
 
     def ahead(
-        self, pipeline: Pipeline, seed: int, start: int, stop: int, busy: Callable[[], bool]
+        self, make: Callable[[int], Batch], start: int, stop: int, busy: Callable[[], bool]
     ) -> Iterator[Batch]:
         """Batches `start` to `stop` - 1, two being made while one is used.
 
+        make: gives the batch of a step.
         busy: whether the devices still work on the step before; what they work on they do not wait for.
         """
         with ThreadPoolExecutor(1, 'jmer batches') as reader:
-            queue = deque(reader.submit(pipeline.stream, seed, k) for k in range(start, min(start + 2, stop)))
+            queue = deque(reader.submit(make, k) for k in range(start, min(start + 2, stop)))
             for step in range(start + 2, stop + 2):
                 before = time.perf_counter()
                 batch = queue.popleft().result()
                 if not busy():
                     self._idle += time.perf_counter() - before
                 if step < stop:
-                    queue.append(reader.submit(pipeline.stream, seed, step))
+                    queue.append(reader.submit(make, step))
                 yield batch
 
     def figures(self, steps: int) -> dict[str, float]:

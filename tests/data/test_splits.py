@@ -29,7 +29,7 @@ FOLDS = corpus(fold0='ab', fold1='cd', fold2='efg')
 
 
 def groups(splits):
-    return tuple(''.join(sorted({item.group for item in side})) for side in splits)
+    return tuple(''.join(sorted(side.groups)) for side in splits)
 
 
 @pytest.mark.parametrize(

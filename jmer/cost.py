@@ -1,0 +1,59 @@
+"""What a computation costs: its floating-point operations, counted before it runs.
+
+Counted from the traced program, so that the figure depends on shapes alone and not on compiler or machine. A
+product of matrices [m k] and [k n] is 2 m k n operations, a convolution likewise; everything else is one
+operation for each element of its result (of its operand, for reductions). Loops count as often as they run.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+FREE = frozenset((
+    'broadcast_in_dim', 'concatenate', 'convert_element_type', 'copy', 'device_put', 'dynamic_slice',
+    'dynamic_update_slice', 'gather', 'iota', 'pad', 'random_bits', 'random_fold_in', 'random_split', 'random_unwrap',
+    'random_wrap', 'reshape', 'rev', 'scatter', 'slice', 'split', 'squeeze', 'stop_gradient', 'threefry2x32',
+    'transpose', 'bitcast_convert_type', 'shift_right_logical', 'shift_left', 'random_seed', 'sharding_constraint'))
+"""Primitives that move or draw numbers and compute nothing with them."""
+
+
+def flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """Floating-point operations of `function(*arguments)`; arrays or their `jax.ShapeDtypeStruct`s will do.
+
+    The branches of a condition count as the dearest of them, a `while` loop of unknown length as one pass.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+    return sum(_of(equation) for equation in jaxpr.eqns)
+
+
+def _of(equation: core.JaxprEqn) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == 'scan':
+        return params['length'] * _count(params['jaxpr'].jaxpr)
+    if name == 'while':
+        return _count(params['body_jaxpr'].jaxpr)
+    if name == 'cond':
+        return max(_count(branch.jaxpr) for branch in params['branches'])
+    inner = params.get('jaxpr') or params.get('call_jaxpr') or params.get('fun_jaxpr')
+    if inner is not None:
+        return _count(getattr(inner, 'jaxpr', inner))
+    result = sum(_size(x) for x in equation.outvars)
+    if name == 'dot_general':
+        (contracted, _), _ = params['dimension_numbers']
+        return 2 * result * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    if name == 'conv_general_dilated':
+        kernel = equation.invars[1].aval.shape
+        return 2 * result * math.prod(kernel) // kernel[params['dimension_numbers'].rhs_spec[0]]
+    if name in FREE:
+        return 0
+    return sum(_size(x) for x in equation.invars) if name.startswith(('reduce', 'cum', 'arg')) else result
+
+
+def _size(variable: Any) -> int:
+    return math.prod(getattr(variable.aval, 'shape', ()))

@@ -1,0 +1,95 @@
+"""From finished runs to what others get: weights, and a card with the figures of all folds and seeds."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jmer import checkpoint, pretrained, significance
+from jmer.data.corpus import Target
+from jmer.results.collect import Result, Side, collect
+from jmer.train.evaluate import metric_of
+
+
+def publish(run: str, folder: Path, results: Iterable[Path], store: str) -> dict[str, Any]:
+    """Publishes a run's weights; the card gains the test results of all runs of the recipe in `results`.
+
+    store: see `checkpoint.publish`; 'none' writes the card and no weights.
+    Raises ValueError where a run differs in more than its protocol and seed, or has no test result.
+    """
+    _, variables, card = pretrained.load(run)
+    card = {key: value for key, value in card.items() if key not in ('params_sha256', 'stored_as')}
+    others = [result for place in results for result in collect(place)]
+    for other in others:
+        if _recipe(other.card) != _recipe(card):
+            raise ValueError(f'{other.folder}: found another recipe than that of {run}')
+        if 'test' not in other.card['metrics']:
+            raise ValueError(f'{other.folder}: found no test result on its card')
+    if others:
+        card |= summary(others)
+    if store == 'none':
+        checkpoint.write_json(folder / 'card.json', card)
+        return checkpoint.plain(card)
+    return checkpoint.publish(folder, variables, card, store)
+
+
+def summary(runs: Sequence[Result]) -> dict[str, Any]:
+    """What several runs of a recipe say together, for a card.
+
+    'results': one entry a run; 'mean', 'deviation' (of more than one) over them; 'interval': 95 %, bootstrap over the
+    groups of all test sides (where the runs kept their predictions); 'cost': as they were measured in training.
+    """
+    entries = [_entry(run) for run in runs]
+    names = [name for name in runs[0].card['metrics']['test']
+             if name != 'n' and all(isinstance(one.get(name), float) for one in entries)]
+    found: dict[str, Any] = {'results': entries}
+    found['mean'] = {k: statistics.fmean(one[k] for one in entries) for k in names}
+    if len(runs) > 1:
+        found['deviation'] = {k: statistics.stdev(one[k] for one in entries) for k in names}
+    if all('test' in run.sides for run in runs):
+        found['interval'] = _intervals(runs)
+    if all('cost' in run.card for run in runs):
+        times = [line['time/ms_per_step'] for run in runs for line in run.log[1:]]
+        found['cost'] = {**runs[0].card['cost'], 'ms_per_step': statistics.median(times) if times else None}
+    return found
+
+
+def _entry(run: Result) -> dict[str, Any]:
+    card = run.card
+    entry = {'command': card['command'], 'test': card['data']['protocol']['test'], 'seed': card['seed'],
+             **card['metrics']['test']}
+    for field in ('per_class', 'test_selected'):
+        entry |= {field: card[field]} if field in card else {}
+    return entry
+
+
+def _intervals(runs: Sequence[Result]) -> dict[str, list[float]]:
+    """Of every metric over the pooled test items of all folds, seeds averaged."""
+    card = runs[0].card
+    target = Target(card['target']['name'], card['target']['kind'], tuple(card['target']['names']))
+    by_seed: dict[int, list[Side]] = {}
+    for run in runs:
+        by_seed.setdefault(run.card['seed'], []).append(run.sides['test'])
+    pooled = [_pool(sides) for sides in by_seed.values()]
+    for side in pooled[1:]:
+        if not np.array_equal(side.ids, pooled[0].ids):
+            raise ValueError('results: found seeds that were tested on different items, expected all on the same')
+    metric = metric_of(target)
+    sums = significance.item_sums(metric, target.kind, np.stack([side.scores for side in pooled]), pooled[0].truth)
+    found = significance.bootstrap(metric.compute, significance.add_by(sums, pooled[0].groups))
+    return {name: [interval.low, interval.high] for name, interval in found.items()
+            if np.isfinite([interval.low, interval.high]).all()}
+
+
+def _pool(sides: Sequence[Side]) -> Side:
+    """Several test sides as one, sorted by id."""
+    whole = Side(*(np.concatenate(fields) for fields in zip(*sides, strict=True)))
+    order = np.argsort(whole.ids, kind='stable')
+    return Side(*(field[order] for field in whole))
+
+
+def _recipe(card: dict[str, Any]) -> dict[str, Any]:
+    data = {key: value for key, value in card['data'].items() if key != 'protocol'}
+    return {'data': data, **{key: card[key] for key in ('model', 'fields', 'features', 'training')}}

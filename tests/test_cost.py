@@ -1,0 +1,51 @@
+"""Operations counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmer import cost
+
+A, B = np.ones((3, 4), np.float32), np.ones((4, 5), np.float32)
+
+
+def loop(x):
+    return jax.lax.scan(lambda carry, _: (jnp.tanh(carry @ x), None), x, None, length=7)[0]
+
+
+@pytest.mark.parametrize(('function', 'arguments', 'expected'), [
+    (lambda a, b: a @ b, (A, B), 2 * 3 * 4 * 5),
+    (lambda a, b: a @ b + 1.0, (A, B), 2 * 3 * 4 * 5 + 15),
+    (jax.jit(lambda a, b: a @ b), (A, B), 2 * 3 * 4 * 5),
+    (jax.checkpoint(lambda a, b: a @ b), (A, B), 2 * 3 * 4 * 5),
+    (loop, (np.ones((2, 2), np.float32),), 7 * (2 * 2 * 2 * 2 + 4)),
+    (lambda a: a.T.reshape(-1), (A,), 0),
+    (lambda a: a.sum(), (A,), 12),
+    (lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')),
+     (np.ones((2, 10, 3), np.float32), np.ones((4, 3, 6), np.float32)), 2 * (2 * 7 * 6) * 4 * 3),
+    (lambda x: jax.lax.cond(x.sum() > 0, lambda y: y @ y, lambda y: y, x), (np.ones((2, 2), np.float32),),
+     16 + 4 + 1),
+])
+def test_by_hand(function, arguments, expected):
+    assert cost.flops(function, *arguments) == pytest.approx(expected, abs=2)
+
+
+def test_a_gradient_costs_about_three_times_the_forward_pass():
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+
+    def loss(w, x):
+        return jnp.tanh(x @ w).sum()
+
+    ratio = cost.flops(jax.grad(loss, (0, 1)), x, x) / cost.flops(loss, x, x)
+    assert 2.8 < ratio < 3.2
+
+
+def test_custom_derivatives_are_seen_into():
+    @jax.custom_vjp
+    def product(a, b):
+        return a @ b
+
+    product.defvjp(lambda a, b: (a @ b, (a, b)), lambda kept, d: (d @ kept[1].T, kept[0].T @ d))
+    assert cost.flops(product, A, B) == 120
+    assert cost.flops(jax.grad(lambda a, b: product(a, b).sum(), (0, 1)), A, B) >= 360
