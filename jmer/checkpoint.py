@@ -109,7 +109,7 @@ class Run:
                 pending.result()
         finally:
             if self._writer is not None:
-                _meet()
+                meet()
 
     def close(self) -> None:
         """Waits for the last save; raises OSError if it failed."""
@@ -225,11 +225,6 @@ class Run:
             raise _failure(f'{self.folder}: could not save step {step}', fault,
                            f'the steps saved before are intact: {self._steps()}') from fault
 
-    def prune(self, keep: int) -> None:
-        """Removes all but the newest."""
-        self.wait()
-        self._prune(keep)
-
     def _prune(self, keep: int) -> None:
         for step in self._steps()[:-keep]:
             # Renamed first: a removal that is cut off must not leave half a checkpoint under its name.
@@ -263,7 +258,7 @@ def publish(folder: str | os.PathLike, variables: Variables, card: Mapping[str, 
         _replace_params(folder, stored, {'params_sha256': sha256, 'stored_as': store})
     if parallel.is_main_process() and _card(folder) != plain(card):
         write_json(folder / 'card.json', card)
-    _meet()
+    meet()
     return plain(card)
 
 
@@ -537,7 +532,7 @@ def _mark(folder: Path) -> dict[str, Any] | None:
     return mark
 
 
-def _meet() -> None:
+def meet() -> None:
     """Returns when all processes are here, and see what the main one wrote before it came."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices('jmer checkpoint')

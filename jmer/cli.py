@@ -67,11 +67,13 @@ def parser() -> argparse.ArgumentParser:
 
     training = command('train', train, 'Train an experiment, or go on with one that was interrupted.',
                        'jmer train ravdess/gmu --data RAVDESS --set optimizer.rate=3e-4 epochs=20')
-    training.add_argument('experiment', metavar='EXPERIMENT', help="a recipe file, or '<dataset>/<model>'")
+    training.add_argument('experiments', nargs='+', metavar='EXPERIMENT',
+                          help="a recipe file, or '<dataset>/<model>'; several are trained one after the other")
     training.add_argument('--set', nargs='+', action='extend', default=[], metavar='a.b=c',
                           help='options of the experiment to change')
     training.add_argument('--data', type=Path, metavar='DIR', help="folder of the corpus, as its owners' have it")
-    training.add_argument('--workdir', type=Path, metavar='DIR', help='folder of the run (runs/<experiment>)')
+    training.add_argument('--workdir', type=Path, metavar='DIR', help='folder of the run (runs/<experiment>); '
+                                                                       'of several, the folder of their folders')
     training.add_argument('--seeds', type=int, metavar='N', help='train N seeds in one program (1)')
     training.add_argument('--folds', choices=('parts', 'groups'),
                           help='let every part of the corpus judge once, or every group (speaker, video, dialogue)')
@@ -212,18 +214,25 @@ def train(options: argparse.Namespace) -> None:
     _cache_compilations()
     import jax
 
-    from jmer.data.load import load
-    from jmer.train import experiment, loop, report
-
-    chosen = experiment.override(experiment.load(options.experiment), _settings(options))
-    corpus = load(chosen.data.name, options.data, chosen.data.streams)
     devices = jax.devices()
     if options.devices is not None and not 1 <= options.devices <= len(devices):
         raise ValueError(f'--devices: found {options.devices}, expected 1 to {len(devices)}')
-    workdir = options.workdir or Path('runs', _recipe(options.experiment))
+    mesh = parallel.mesh(devices[:options.devices])
     console = _console(quiet=not parallel.is_main_process())
-    cards = loop.train(chosen, corpus, workdir, via=options.via, mesh=parallel.mesh(devices[:options.devices]),
-                       console=console, command=_command(options))
+    for name in options.experiments:
+        workdir = options.workdir or Path('runs', _recipe(name))
+        if options.workdir and len(options.experiments) > 1:
+            workdir = options.workdir / _recipe(name)
+        _train(name, workdir, options, mesh, console)
+
+
+def _train(name: str, workdir: Path, options: argparse.Namespace, mesh, console) -> None:
+    from jmer.train import experiment, inputs, loop, report
+
+    chosen = experiment.override(experiment.load(name), _settings(options))
+    corpus = inputs.read(chosen.data, options.data)
+    cards = loop.train(chosen, corpus, workdir, via=options.via, mesh=mesh, console=console,
+                       command=_command(name, options))
     report.print_cards(cards, corpus, console)
     results = [card.parents[1] for card in sorted(workdir.glob('**/weights/card.json'))]
     where = workdir if len(results) == 1 else f'{results[0]} and {len(results) - 1} more'
@@ -250,9 +259,9 @@ def _recipe(experiment: str) -> str:
     return '/'.join(Path(experiment.removesuffix('.py')).resolve().parts[-2:]).strip('/')
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command(name: str, options: argparse.Namespace) -> str:
     """The command that repeats a run, without the folders of this machine."""
-    words = ['jmer', 'train', _recipe(options.experiment)]
+    words = ['jmer', 'train', _recipe(name)]
     words += ['--data', 'DIR'] if options.data else []
     words += ['--seeds', str(options.seeds)] if options.seeds else []
     words += ['--folds', options.folds] if options.folds else []

@@ -1,10 +1,8 @@
 """MulT on RAVDESS, frozen features: Whisper frames at 5 Hz and action units. Eight emotions.
 
-One fold (train on three of the four, two speakers of which are held out, the fourth judges):
+    jmer train ravdess/mult --data DIR --folds parts --seeds 5
 
-    jmer train ravdess/mult --data DIR --set data.protocol.test=fold3
-
-Two speakers are too few to choose an epoch by: the number of epochs was fixed beforehand, the last one counts.
+Each fold: train on the other three, three speakers of which choose the epoch, the fold judges.
 Log-mel frames, which jmer computes from any sound file, stand in where Whisper's are missing.
 """
 
@@ -19,10 +17,10 @@ def get() -> Experiment:
     return Experiment(
         model=zoo.create('mult', classes=8, streams=STREAMS, width=40, heads=8, layers=2, causal=False,
                          text_dropout=0.3, relu_dropout=0.2, residual_dropout=0.2, out_dropout=0.3),
-        data=Data('ravdess', STREAMS, protocol=Protocol(test=('fold3',), held_out=2), batch_size=60,
+        data=Data('ravdess', STREAMS, protocol=Protocol(test=('fold3',), held_out=3), batch_size=60,
                   pool=(('audio', 20), ('vision', 0)), drop_modalities=0.1, stand_ins=(('audio', 'whisper'),)),
         optimizer=Optimizer('adamw', rate=1e-3, schedule='cosine', warmup=0.1, weight_decay=0.1, clip=1.0),
         loss=Loss(label_smoothing=0.1),
-        epochs=30,
-        monitor='step',
+        epochs=20,
+        monitor='nll',
     )

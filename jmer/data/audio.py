@@ -14,6 +14,7 @@ Slaney's scale is linear up to 1 kHz and logarithmic above (Slaney, Auditory Too
 
 import functools
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,16 @@ def log_mel(samples: Float[np.ndarray, 't']) -> Float[np.ndarray, 'frames bands'
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
     power = [_power(frames[k:k + _BLOCK]) @ filters() for k in range(0, len(frames), _BLOCK)]
     return np.log(np.maximum(np.concatenate(power), FLOOR)).astype(np.float32)
+
+
+def add_noise_at_snr(samples: Float[np.ndarray, 't'], snr: float, name: str) -> Float[np.ndarray, 't']:
+    """White Gaussian noise, weaker than the mean power of the samples by `snr` decibels.
+
+    name: of the clip; the same name always gets the same noise.
+    """
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    deviation = np.sqrt(np.mean(np.square(samples, dtype=np.float64))) * 10 ** (-snr / 20)
+    return (samples + deviation * rng.standard_normal(len(samples))).astype(np.float32)
 
 
 def _power(frames: Float[np.ndarray, 't window']) -> Float[np.ndarray, 't bins']:

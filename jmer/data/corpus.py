@@ -103,6 +103,33 @@ def speakers_of(item: Item) -> list[str]:
     return [item.attributes.get('speaker', item.group)] * len(item.speakers)
 
 
+def as_utterances(corpus: Corpus) -> Corpus:
+    """The corpus with every turn of a dialogue as an utterance of its own, without its context.
+
+    Raises ValueError where the corpus holds no dialogues.
+    """
+    spec, items = corpus
+    if spec.layout != 'dialogue':
+        raise ValueError(f'{spec.name}: found the layout {spec.layout}, expected dialogues to take turns from')
+    return Corpus(dataclasses.replace(spec, layout='utterance'), tuple(
+        turn for item in items for turn in _turns_of(item)))
+
+
+def _turns_of(item: Item) -> list[Item]:
+    speakers = speakers_of(item)
+    names = item.turns or tuple(f'{item.id}#{k}' for k in range(len(speakers)))
+    found = []
+    for k, (name, speaker) in enumerate(zip(names, speakers, strict=True)):
+        steps = {s: (x[k] if x.ndim == 3 else x[k:k + 1]) for s, x in item.streams.items()}
+        masks = {s: np.atleast_1d(m[k]) for s, m in item.masks.items()}
+        there = [s for s in steps if s not in masks or masks[s].any()]
+        found.append(Item(
+            name, item.group, item.part, {s: steps[s] for s in there},
+            {target: np.asarray(label[k]) for target, label in item.labels.items()},
+            {s: masks[s] for s in there if s in masks}, attributes={'speaker': speaker}))
+    return found
+
+
 def validate(corpus: Corpus) -> None:
     """Raises ValueError naming item and field where an item does not fit its spec.
 

@@ -25,6 +25,7 @@ class Data:
     name: the corpus, see `jmer.data.load`.
     streams: the modalities that the model gets.
     target: what is recognised.
+    turns: take every turn of a dialogue as an utterance of its own, for models without context.
     protocol: which parts train, choose and judge.
     batch_size: items in a batch, over all devices.
     buckets: static shapes; more pad less and compile longer.
@@ -42,6 +43,7 @@ class Data:
     name: str
     streams: tuple[str, ...]
     target: str = 'emotion'
+    turns: bool = False
     protocol: Protocol = Protocol()
     batch_size: int = 32
     buckets: int = 1
@@ -111,7 +113,7 @@ class Experiment:
     folds: 'parts' lets every part of the corpus judge once (cross-validation over its folds), 'groups' every
         group (leave one speaker out); each fold is a run of its own, and `data.protocol.test` is not used.
     also_test_selected: keep what the test would have chosen, apart: the figure that the literature often
-        prints. Costs the disk space of a state for every evaluation while the run lasts.
+        prints. Costs the disk space of the weights of every evaluation while the run lasts.
     """
 
     model: nn.Module

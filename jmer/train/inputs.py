@@ -1,15 +1,23 @@
 """From a corpus to what a model sees: the same road for training, evaluation and a user's own clip."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jmer.data import transforms
-from jmer.data.corpus import Corpus, Item, Spec, StreamSpec, Target
+from jmer.data.corpus import Corpus, Item, Spec, StreamSpec, Target, as_utterances
+from jmer.data.load import load
 from jmer.data.transforms import Moments
 from jmer.train.experiment import Data
+
+
+def read(data: Data, folder: str | os.PathLike | None) -> Corpus:
+    """The corpus of an experiment or a card, from the folder of its owners' files. Errors as `data.load.load`."""
+    corpus = load(data.name, folder, data.streams)
+    return as_utterances(corpus) if data.turns else corpus
 
 
 def shape(items: Iterable[Item], data: Data) -> tuple[Item, ...]:

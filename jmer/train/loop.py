@@ -7,8 +7,10 @@ Seeds are an axis: all of a run are trained in one program, the step mapped over
 each ends as it would have ended alone. Folds are runs, one after the other, in folders of their own.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -131,19 +133,30 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
     # Last of all, so that an experiment that cannot run leaves no mark on the folder.
     preflight.claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
         corpus, experiment.data.streams, target.name)})
-    with checkpoint.Run(workdir, write=True, keep=None if experiment.also_test_selected else 2) as saved:
-        progress = _fit(fit, fresh, saved)
+    with checkpoint.Run(workdir, write=True) as saved, _evaluations(experiment, workdir) as evaluated:
+        progress = _fit(fit, fresh, saved, evaluated)
         choice = _write_down(workdir / 'selection.json', fit, progress)
         sides = {'validation': choosing, 'test': inputs.shape(splits.test.open(choice).items, experiment.data)}
         cards = [_card(experiment, seed, corpus, splits, moments, variables, command)
                  | {'selected': {'step': int(progress.step[k]), 'by': fit.monitor}, 'cost': spent}
                  for k, (seed, variables) in enumerate(zip(fit.seeds, _by_seed(progress.chosen), strict=True))]
         _judge(fit, make, target, progress.chosen, sides, cards)
-        if experiment.also_test_selected and sides['test']:
-            _add_test_selected(fit, make(sides['test'], 1), saved, progress.chosen, cards)
-            saved.prune(2)
+        if evaluated is not None and sides['test']:
+            _add_test_selected(fit, make(sides['test'], 1), evaluated, progress.chosen, cards)
     return [checkpoint.publish(folder / 'weights', variables, card)
             for folder, variables, card in zip(fit.folders, _by_seed(progress.chosen), cards, strict=True)]
+
+
+@contextlib.contextmanager
+def _evaluations(experiment: Experiment, workdir: Path) -> Iterator[checkpoint.Run | None]:
+    """Where the weights of all evaluations are kept for as long as the run lasts, if they are asked for."""
+    if not experiment.also_test_selected:
+        yield None
+        return
+    with checkpoint.Run(workdir / 'evaluations', write=True, keep=None) as evaluated:
+        yield evaluated
+    if parallel.is_main_process():
+        shutil.rmtree(workdir / 'evaluations')
 
 
 def _folders(experiment: Experiment, workdir: Path) -> tuple[Path, ...]:
@@ -171,7 +184,7 @@ def _card(experiment, seed, corpus, splits: Splits, moments, variables, command)
     }
 
 
-def _fit(fit: Fit, fresh: TrainState, saved: checkpoint.Run) -> Progress:
+def _fit(fit: Fit, fresh: TrainState, saved: checkpoint.Run, evaluated: checkpoint.Run | None) -> Progress:
     """Trains all seeds to the end, or to the end of their patience."""
     state, progress = _resume(fit, fresh, saved)
     keys = jnp.stack([jax.random.key(seed) for seed in fit.seeds])
@@ -197,6 +210,8 @@ def _fit(fit: Fit, fresh: TrainState, saved: checkpoint.Run) -> Progress:
                 told.evaluation(k, done, epoch, figures[k])
             told.tell(done, epoch, _headline(fit, figures, progress))
             saved.save(done, {'state': state, 'progress': progress}, _mean(figures))
+            if evaluated is not None and done not in evaluated.steps():
+                evaluated.save(done, _variables(state.params, state.model_state), {})
             pending, watch = [], Watch()
     return progress
 
@@ -268,6 +283,7 @@ def _write_down(path: Path, fit: Fit, progress: Progress) -> Path:
         raise ValueError(f'{path}: another choice was written down before the test was seen; found {choice}')
     if parallel.is_main_process() and not path.exists():
         checkpoint.write_json(path, choice)
+    checkpoint.meet()
     return path
 
 
@@ -296,15 +312,15 @@ def _judge(fit: Fit, make, target: Target, chosen: Variables, sides: Mapping[str
             predictions.write(folder / 'predictions.npz', both)
 
 
-def _add_test_selected(fit: Fit, test: Pipeline, saved: checkpoint.Run, chosen: Variables,
+def _add_test_selected(fit: Fit, test: Pipeline, evaluated: checkpoint.Run, chosen: Variables,
                        cards: list[dict[str, Any]]) -> None:
     """Adds what choosing the epoch on the test side would have given, and how much that flatters.
 
-    The states of all evaluations are removed afterwards; the figures stay in `test_selected.json`.
+    The weights of the evaluations are removed afterwards; the figures stay in `test_selected.json`.
     """
-    path = saved.folder.parent / 'test_selected.json'
+    path = evaluated.folder.parents[1] / 'test_selected.json'
     if not path.exists():
-        found = _test_curves(fit, test, saved, chosen)
+        found = _test_curves(fit, test, evaluated, chosen)
         if parallel.is_main_process():
             checkpoint.write_json(path, found)
     else:
@@ -316,14 +332,12 @@ def _add_test_selected(fit: Fit, test: Pipeline, saved: checkpoint.Run, chosen: 
                                  for name, value in best.items() if honest[name] is not None}
 
 
-def _test_curves(fit: Fit, test: Pipeline, saved: checkpoint.Run, like: Variables) -> list[dict[str, float]]:
+def _test_curves(fit: Fit, test: Pipeline, evaluated: checkpoint.Run, like: Variables) -> list[dict[str, float]]:
     """The best value of every metric over the evaluations of every seed, on the test side."""
     curves: list[list[dict[str, float]]] = [[] for _ in fit.seeds]
     reached = [{line['step'] for line in log.read(folder / 'log.jsonl')} for folder in fit.folders]
-    abstract = {'params': like['params'], 'model_state': {k: v for k, v in like.items() if k != 'params'}}
-    for step in saved.steps():
-        state = saved.restore(step, {'state': abstract}, partial=True)['state']
-        sums, _ = sweep(fit.run, _variables(**state), test, fit.mesh, fit.split)
+    for step in evaluated.steps():
+        sums, _ = sweep(fit.run, evaluated.restore(step, like), test, fit.mesh, fit.split)
         for k, curve in enumerate(curves):
             if step in reached[k]:
                 curve.append(fit.metric.compute(_of_seed(sums, k)))

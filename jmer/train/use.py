@@ -10,7 +10,6 @@ import numpy as np
 from jmer import checkpoint, metrics, parallel, pretrained
 from jmer.data import features
 from jmer.data.corpus import Corpus, Item, Spec
-from jmer.data.load import load
 from jmer.data.pipeline import pipeline
 from jmer.train import inputs
 from jmer.train.evaluate import Prediction, is_labelled, make_predict, metric_of, no_nan, predictions_of, sweep
@@ -28,7 +27,7 @@ def evaluate(name: str, data_dir: Path | None, part: str) -> dict[str, Any]:
     """
     model, variables, card = pretrained.load(name)
     spec, _ = inputs.spec_from_json(card)
-    corpus = load(spec.name, data_dir, [stream.name for stream in spec.streams])
+    corpus = inputs.read(data_from_json(card['data']), data_dir)
     if corpus.spec.version != spec.version:
         raise ValueError(f'{spec.name}: these are features of version {corpus.spec.version}; the weights were '
                          f'trained on version {spec.version}')

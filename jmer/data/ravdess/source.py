@@ -15,6 +15,7 @@ actor cannot.
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +43,23 @@ UNITS = (
 UNITS_FILE = 'labels_au.csv'
 WHISPER_FILE = 'whisper_base_5hz.npz'
 EGEMAPS_FILE = 'egemaps_v02.npz'
+POSTERIORS_FILE = 'published_posteriors.npz'
+
+PUBLISHED = {'xlsr': 'wav2vec_xlsr', 'au_lstm': 'au_bilstm', 'au_mlp': 'au_mlp80'}
+"""Streams of published decisions, and the arrays that hold them."""
 
 SPEC = Spec(
     name='ravdess',
-    version='1.0.0',
+    version='1.1.0',
     layout='utterance',
     streams=(
         StreamSpec('audio', audio.BANDS, audio.FRAME_RATE, 'log-mel, see jmer.data.audio'),
         StreamSpec('whisper', 512, 5.0, 'Whisper base encoder, averaged to 5 Hz'),
         StreamSpec('egemaps', 88, 0.0, 'openSMILE eGeMAPSv02 functionals'),
         StreamSpec('vision', len(UNITS), 0.0, 'OpenFace 2 action units, averaged over the video'),
+        StreamSpec('xlsr', 8, 0.0, 'published scores of a fine-tuned wav2vec 2.0 XLSR, out of fold'),
+        StreamSpec('au_lstm', 8, 0.0, 'published scores of an LSTM over action units, out of fold'),
+        StreamSpec('au_mlp', 8, 0.0, 'published log probabilities of an MLP over action units, out of fold'),
     ),
     targets=(Target('emotion', 'class', EMOTIONS),),
     licence='CC BY-NC-SA 4.0',
@@ -68,6 +76,7 @@ TREE = f"""
     <folder>/{UNITS_FILE}                       optional: clip, {UNITS[0]} ... {UNITS[-1]} (OpenFace 2)
     <folder>/{WHISPER_FILE}                optional: names, length, seq [sum(length) 512]
     <folder>/{EGEMAPS_FILE}                    optional: names, x [n 88]
+    <folder>/{POSTERIORS_FILE}          optional: names, {', '.join(PUBLISHED.values())} [n 8]
 The sound comes as Audio_Speech_Actors_01-24.zip from {SPEC.source} (CC BY-NC-SA 4.0).
 """
 
@@ -100,6 +109,8 @@ def parts(
                              ('vision', UNITS_FILE, _units)):
         features[name] = _optional(read, root / file, fault, note)
         _compare(root / file, features[name], {clip.key for clip in clips}, note)
+    for name, array in PUBLISHED.items():
+        features[name] = _optional(partial(_scores, array), root / POSTERIORS_FILE, fault, note)
     return {part: _items([clip for clip in clips if clip.part == part], features, fault)
             for part in sorted({clip.part for clip in clips})}
 
@@ -205,6 +216,19 @@ def _egemaps(path: Path, fault: folder.Tell) -> dict[str, np.ndarray]:
     rows: dict[str, np.ndarray] = {}
     for name, x in zip(found['names'], found['x'], strict=True):
         _add(rows, str(name), x[None].astype(np.float32), path, fault)
+    return rows
+
+
+def _scores(array: str, path: Path, fault: folder.Tell) -> dict[str, np.ndarray]:
+    """Published decisions, as scores before softmax; of probabilities these are the logarithms."""
+    found = folder.arrays(path, ('names', array))
+    names, x = found['names'], found[array].astype(np.float32)
+    _expect(path, array, x.shape, (len(names), len(EMOTIONS)))
+    if len(x) and x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3):
+        x = np.log(np.maximum(x, 1e-6))
+    rows: dict[str, np.ndarray] = {}
+    for name, scores in zip(names, x, strict=True):
+        _add(rows, str(name), scores[None], path, fault)
     return rows
 
 
