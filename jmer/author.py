@@ -56,18 +56,28 @@ class Reader:
         kernel = self.take(f'{prefix}.weight', outputs, inputs).T
         return {'kernel': kernel} | ({'bias': self.take(f'{prefix}.bias', outputs)} if bias else {})
 
+    def conv2d(
+        self, prefix: str, inputs: int | None, outputs: int, kernel: tuple[int, int], bias: bool = True
+    ) -> Params:
+        """`torch.nn.Conv2d` over [features, steps] as `nn.Conv` over [steps, features]; kernel as torch has it."""
+        params = {'kernel': self.take(f'{prefix}.weight', outputs, inputs, *kernel).transpose(3, 2, 1, 0)}
+        return params | ({'bias': self.take(f'{prefix}.bias', outputs)} if bias else {})
+
     def layer_norm(self, prefix: str, width: int | None) -> Params:
         """`torch.nn.LayerNorm` as the parameters of `nn.LayerNorm`."""
         return {'scale': self.take(f'{prefix}.weight', width), 'bias': self.take(f'{prefix}.bias', width)}
 
     def batch_norm(self, prefix: str, width: int | None) -> tuple[Params, Params]:
         """`torch.nn.BatchNorm1d` as the parameters and the statistics of `layers.norm.BatchNorm`."""
+        return self.layer_norm(prefix, width), self.batch_statistics(prefix, width)
+
+    def batch_statistics(self, prefix: str, width: int | None) -> Params:
+        """The statistics alone, all there is where `affine` is off."""
         self.skip(f'{prefix}.num_batches_tracked')
-        statistics = {
+        return {
             'mean': self.take(f'{prefix}.running_mean', width),
             'var': self.take(f'{prefix}.running_var', width),
         }
-        return self.layer_norm(prefix, width), statistics
 
     def lstm(self, prefix: str, inputs: int | None, width: int, suffix: str) -> Params:
         """One direction of one layer of `torch.nn.LSTM` as the parameters of `layers.recurrent.LSTM`.
@@ -80,6 +90,206 @@ class Reader:
             'bias': self.take(f'{prefix}.bias_ih_{suffix}', 4 * width)
             + self.take(f'{prefix}.bias_hh_{suffix}', 4 * width),
         }
+
+    def encoder(self, prefix: str, layers: int, width: int) -> Params:
+        """An encoder of yaohungt/Multimodal-Transformer as the parameters of `layers.attention.Encoder`.
+
+        Its two buffers, a version number and memory that was never written, are passed over.
+        """
+        self.skip(f'{prefix}.version', f'{prefix}.embed_positions._float_tensor')
+
+        def layer(name: str) -> Params:
+            return {
+                'attention_norm': self.layer_norm(f'{name}.layer_norms.0', width),
+                'query_key_value': {'kernel': self.take(f'{name}.self_attn.in_proj_weight', 3 * width, width).T,
+                                    'bias': self.take(f'{name}.self_attn.in_proj_bias', 3 * width)},
+                'attention_out': self.dense(f'{name}.self_attn.out_proj', width, width),
+                'feedforward_norm': self.layer_norm(f'{name}.layer_norms.1', width),
+                'expand': self.dense(f'{name}.fc1', width, 4 * width),
+                'contract': self.dense(f'{name}.fc2', 4 * width, width),
+            }
+
+        return {'layers': stack([layer(f'{prefix}.layers.{i}') for i in range(layers)]),
+                'norm': self.layer_norm(f'{prefix}.layer_norm', width)}
+
+    def pooled_net(self, prefix: str, width: int) -> tuple[Params, Params]:
+        """The audio or video `SubNet` of Justin1904's repositories as a `layers.subnet.PooledNet`."""
+        norm, statistics = self.batch_norm(f'{prefix}.norm', None)
+        inputs = self.width(f'{prefix}.norm.weight', 0)
+        layers = {f'linear_{k}': self.dense(f'{prefix}.linear_{k}', width if k > 1 else inputs, width)
+                  for k in (1, 2, 3)}
+        return {'norm': norm} | layers, {'norm': statistics}
+
+    def last_state_net(self, prefix: str, hidden: int, width: int) -> Params:
+        """The `TextSubNet` of Justin1904's repositories as a `layers.subnet.LastStateNet`."""
+        return {'lstm': self.lstm(f'{prefix}.rnn', None, hidden, 'l0'),
+                'linear': self.dense(f'{prefix}.linear_1', hidden, width)}
+
+    def gru(self, prefix: str, inputs: int | None, width: int, suffix: str = '') -> Params:
+        """One direction of one layer of `torch.nn.GRU` (`suffix` 'l0') as `layers.recurrent.GRU` keeps it.
+
+        Without a suffix `torch.nn.GRUCell`. The two biases of the candidate act apart, the others as a sum.
+        """
+        end = f'_{suffix}' if suffix else ''
+        own = self.take(f'{prefix}.bias_hh{end}', 3 * width)
+        gates = jnp.concatenate([own[:2 * width], jnp.zeros_like(own[2 * width:])])
+        return {
+            'input_kernel': self.take(f'{prefix}.weight_ih{end}', 3 * width, inputs).T,
+            'hidden_kernel': self.take(f'{prefix}.weight_hh{end}', 3 * width, width).T,
+            'bias': self.take(f'{prefix}.bias_ih{end}', 3 * width) + gates,
+            'candidate_bias': own[2 * width:],
+        }
+
+    def dialogue_rnn(self, prefix: str, layer: Any) -> Params:
+        """The cell of declare-lab's DialogueRNN (g_cell, p_cell, ...) as a `layers.dialogue_rnn.DialogueRNN`."""
+        g, p, e = layer.global_width, layer.party_width, layer.width
+        inputs = (self.width(f'{prefix}.g_cell.weight_ih', 1) or p + 1) - p
+        cells = {'global': ('g_cell', inputs + p, g), 'party': ('p_cell', inputs + g, p), 'emotion': ('e_cell', p, e)}
+        if layer.listeners:
+            cells['listener'] = ('l_cell', inputs + p, p)
+        params = {f'{name}_{key}': value for name, (cell, wide, width) in cells.items()
+                  for key, value in self.gru(f'{prefix}.{cell}', wide, width).items()}
+        attention = f'{prefix}.attention'
+        if layer.attention == 'simple':
+            params['attention_score'] = self.take(f'{attention}.scalar.weight', 1, g).T
+        elif layer.attention == 'concat':
+            d = layer.attention_width
+            params['attention_kernel'] = self.take(f'{attention}.transform.weight', d, g + inputs).T
+            params['attention_vector'] = self.take(f'{attention}.vector_prod.weight', 1, d).T
+        elif layer.attention != 'dot':
+            params['attention'] = self.dense(f'{attention}.transform', inputs, g, layer.attention == 'general2')
+        return params
+
+    def recurrent(self, kind: str, prefix: str, inputs: int | None, width: int, layers: int) -> Params:
+        """A stacked bidirectional `torch.nn.LSTM` or `GRU` (`kind` 'lstm', 'gru') as `BiLSTM` or `BiGRU`."""
+        read, params = getattr(self, kind), {}
+        for k in range(layers):
+            params[f'forward_{k}'] = read(prefix, 2 * width if k else inputs, width, f'l{k}')
+            params[f'backward_{k}'] = read(prefix, 2 * width if k else inputs, width, f'l{k}_reverse')
+        return params
+
+    def transformer_layer(self, prefix: str, width: int, hidden: int) -> Params:
+        """`torch.nn.TransformerEncoderLayer` as the parameters of `layers.transformer.PostNormLayer`."""
+        return self.attention(f'{prefix}.self_attn', width) | {
+            'attention_norm': self.layer_norm(f'{prefix}.norm1', width),
+            'expand': self.dense(f'{prefix}.linear1', width, hidden),
+            'contract': self.dense(f'{prefix}.linear2', hidden, width),
+            'feedforward_norm': self.layer_norm(f'{prefix}.norm2', width),
+        }
+
+    def attention(self, prefix: str, width: int) -> Params:
+        """`torch.nn.MultiheadAttention` as three dense layers: query, key_value, attention_out."""
+        kernel = self.take(f'{prefix}.in_proj_weight', 3 * width, width).T
+        bias = self.take(f'{prefix}.in_proj_bias', 3 * width)
+        return {'query': {'kernel': kernel[:, :width], 'bias': bias[:width]},
+                'key_value': {'kernel': kernel[:, width:], 'bias': bias[width:]},
+                'attention_out': self.dense(f'{prefix}.out_proj', width, width)}
+
+    def bert_layer(self, prefix: str, width: int, hidden: int, attention: str = 'self') -> Params:
+        """A layer of transformers' `BertEncoder` as the parameters of `layers.transformer.PostNormLayer`.
+
+        attention: what the authors call the part that holds query, key and value.
+        """
+        key, value = (self.dense(f'{prefix}.attention.{attention}.{name}', width, width) for name in ('key', 'value'))
+        return {
+            'query': self.dense(f'{prefix}.attention.{attention}.query', width, width),
+            'key_value': {part: jnp.concatenate([key[part], value[part]], -1) for part in ('kernel', 'bias')},
+            'attention_out': self.dense(f'{prefix}.attention.output.dense', width, width),
+            'attention_norm': self.layer_norm(f'{prefix}.attention.output.LayerNorm', width),
+            'expand': self.dense(f'{prefix}.intermediate.dense', width, hidden),
+            'contract': self.dense(f'{prefix}.output.dense', hidden, width),
+            'feedforward_norm': self.layer_norm(f'{prefix}.output.LayerNorm', width),
+        }
+
+    def step_scores(
+        self, prefixes: Sequence[str], places: tuple[int, int], inputs: int | None, hidden: int
+    ) -> Params:
+        """Networks of one score each, as `layers.mlp.StepScores`; `places` of their two linear layers."""
+        first, second = ([self.dense(f'{prefix}.{place}', *widths) for prefix in prefixes]
+                         for place, widths in zip(places, ((inputs, hidden), (hidden, 1)), strict=True))
+        joined = {part: jnp.concatenate([layer[part] for layer in first], -1) for part in ('kernel', 'bias')}
+        return {'dense_0': joined, 'kernel_1': jnp.stack([layer['kernel'][:, 0] for layer in second]),
+                'bias_1': jnp.concatenate([layer['bias'] for layer in second])}
+
+    def node_vectors(self, prefix: str, width: int, speakers: int, modalities: Sequence[int] = ()) -> Params:
+        """Embeddings of speakers and modalities as the parameters of `layers.graph.NodeVectors`.
+
+        speakers: how many, 0 where they are stored and not used. modalities: the rows of those in use.
+        """
+        keys, params = (f'{prefix}speaker_embeddings.weight', f'{prefix}modal_embeddings.weight'), {}
+        self.skip(*keys)
+        if speakers:
+            params['speakers'] = {'embedding': self.take(keys[0], speakers, width)}
+        if modalities:
+            params['modalities'] = {'embedding': self.take(keys[1], None, width)[np.array(modalities)]}
+        return {'vectors': params} if params else {}
+
+    def conv1d(self, prefix: str, inputs: int | None, outputs: int, size: int, bias: bool = True) -> Params:
+        """`torch.nn.Conv1d` ([out, in, size]) as the dense layer over `layers.conv.windows`."""
+        kernel = self.take(f'{prefix}.weight', outputs, inputs, size).transpose(2, 1, 0).reshape(-1, outputs)
+        return {'kernel': kernel} | ({'bias': self.take(f'{prefix}.bias', outputs)} if bias else {})
+
+    def imagination_encoders(self, prefix: str, width: int, channels: int) -> Params:
+        """MMIN's nets A, L and V as `layers.imagination.Encoders`.
+
+        Its attention over time gets no gradient and changes nothing: stored, and not taken.
+        """
+        self.skip(*(f'{prefix}net{letter}.attention_*' for letter in 'AV'))
+        text = {'embed': self.dense(f'{prefix}netL.embd.0', 3 * channels, width)}
+        for i, size in enumerate((3, 4, 5), 1):
+            kernel = self.take(f'{prefix}netL.conv{i}.weight', channels, 1, size, None)[:, 0]
+            text[f'conv_{size}'] = {'kernel': kernel.transpose(1, 2, 0).reshape(-1, channels),
+                                    'bias': self.take(f'{prefix}netL.conv{i}.bias', channels)}
+        audio, vision = ({'lstm': self.lstm(f'{prefix}net{letter}.rnn', None, width, 'l0')} for letter in 'AV')
+        return {'audio': audio, 'text': text, 'vision': vision}
+
+    def bottleneck(self, prefix: str, block: int, width: int, widths: Sequence[int]) -> Params:
+        """One block of MMIN's autoencoder as `layers.imagination.Bottleneck`."""
+        params, down = {}, (width, *widths)
+        for k in range(len(widths)):
+            up = down[::-1]
+            params[f'encode_{k}'] = self.dense(f'{prefix}.encoder_{block}.{2 * k}', down[k], down[k + 1])
+            params[f'decode_{k}'] = self.dense(f'{prefix}.decoder_{block}.{2 * k}', up[k], up[k + 1])
+        return params
+
+    def imagination_classifier(
+        self, prefix: str, widths: Sequence[int], classes: int, batch_norm: bool, dropout: bool
+    ) -> tuple[Params, Params]:
+        """MMIN's net C as `layers.imagination.Classifier`; the first of `widths` is that of what it reads.
+
+        Each layer takes two places in the authors' list, and one more each for normalisation and dropout.
+        """
+        params, statistics = {'out': self.dense(f'{prefix}.fc_out', widths[-1], classes)}, {}
+        for k in range(len(widths) - 1):
+            place = k * (2 + batch_norm + dropout)
+            params[f'dense_{k}'] = self.dense(f'{prefix}.module.{place}', widths[k], widths[k + 1])
+            if batch_norm:
+                norm = self.batch_norm(f'{prefix}.module.{place + 2}', widths[k + 1])
+                params[f'norm_{k}'], statistics[f'norm_{k}'] = norm
+        return params, statistics
+
+    def turn_encoder(self, name: str, kind: str, width: int, base: int, layers: int) -> Params:
+        """`linear_<name>`, `rnn_<name>`, `linear_<name>_` as the parameters of `layers.graph.TurnEncoder`."""
+        inputs = self.width(f'linear_{name}.weight', 1)
+        if kind == 'none':
+            return {'project': self.dense(f'linear_{name}', inputs, width)}
+        return {'project': self.dense(f'linear_{name}', inputs, base),
+                'context': self.recurrent(kind, f'rnn_{name}', base, width, layers),
+                'out': self.dense(f'linear_{name}_', 2 * width, width)}
+
+    def residual_group(self, prefix: str, blocks: int, width: int, reduction: int) -> Params:
+        """IMDer's `Group` as `layers.rcan.ResidualGroup`."""
+        def pointwise(name: str, inputs: int, outputs: int) -> Params:
+            return self.conv1d(name, inputs, outputs, 1)
+
+        params = {'out': self.conv1d(f'{prefix}body.{blocks}', width, width, 3)}
+        for i in range(blocks):
+            for k, place in enumerate((0, 2)):
+                params[f'block_{i}_conv_{k}'] = self.conv1d(f'{prefix}body.{i}.body.{place}', width, width, 3)
+            gate = f'{prefix}body.{i}.body.3.conv_du'
+            params[f'block_{i}_squeeze'] = pointwise(f'{gate}.0', width, width // reduction)
+            params[f'block_{i}_excite'] = pointwise(f'{gate}.2', width // reduction, width)
+        return params
 
     def skip(self, *patterns: str) -> None:
         """Marks tensors that the authors store and never use (shell patterns)."""

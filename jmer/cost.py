@@ -46,9 +46,9 @@ def _of(equation: core.JaxprEqn) -> int:
     result = sum(_size(x) for x in equation.outvars)
     if name == 'dot_general':
         (contracted, _), _ = params['dimension_numbers']
-        return 2 * result * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        return 2 * result * math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
     if name == 'conv_general_dilated':
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         return 2 * result * math.prod(kernel) // kernel[params['dimension_numbers'].rhs_spec[0]]
     if name in FREE:
         return 0
@@ -56,4 +56,8 @@ def _of(equation: core.JaxprEqn) -> int:
 
 
 def _size(variable: Any) -> int:
-    return math.prod(getattr(variable.aval, 'shape', ()))
+    return math.prod(_shape(variable))
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return getattr(variable.aval, 'shape', ())

@@ -12,7 +12,7 @@ computed in float32.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.special import xlogy
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from jmer.types import Label
 
@@ -85,6 +85,18 @@ def focal(
     return _term(value, label, _class_weights(class_weights, logits.shape[-1])[y])
 
 
+def log_focal(logits: Scores, label: Label, *, gamma: float = 2.5) -> Term:
+    """The focal loss of MMGCN's and M3NET's code for MELD, which is another than Lin's in two points.
+
+    Every class counts, -log p averaged over them, and where the true class has its factor (1 - p)^gamma, p
+    is its log-probability: the factor grows beyond 1. Here because published figures were trained with it.
+    """
+    logits, y = _under_mask(logits, label)
+    log_p = jax.nn.log_softmax(logits)
+    true = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
+    return _term(-(jnp.where(true, 1 - log_p, 1) ** gamma * log_p).mean(-1), label)
+
+
 def binary_cross_entropy(logits: Scores, label: Label) -> Term:
     """Cross entropy of independent sigmoids against labels 0 to 1, averaged over the labels."""
     logits, y = _under_mask(logits, label)
@@ -103,13 +115,14 @@ def mse(values: Scores, label: Label) -> Term:
     return _term(jnp.square(values - y).mean(-1), label)
 
 
-def ccc(values: Scores, label: Label) -> Term:
+def ccc(values: Scores, label: Label, *, unbiased: bool = False) -> Term:
     """1 - the concordance correlation coefficient (Lin, Biometrics 1989), averaged over targets.
 
     The coefficient is 2 cov / (var + var + (difference of means)^2) over all present items, moments
-    divided by n; 0 where truth and prediction are one and the same constant. The items are coupled:
-    the term is one number, weighted by the number of items, so over accumulation steps (or pmap's
-    devices) the total is the mean of the parts' values and not the value of the whole.
+    divided by n (variances and covariance by n - 1 if `unbiased`, as some authors do); 0 where truth and
+    prediction are one and the same constant. The items are coupled: the term is one number, weighted by the
+    number of items, so over accumulation steps (or pmap's devices) the total is the mean of the parts'
+    values and not the value of the whole.
     """
     values, y = _under_mask(values, label)
     x, y = (a.reshape(-1, a.shape[-1]) for a in (values, y))
@@ -121,7 +134,9 @@ def ccc(values: Scores, label: Label) -> Term:
 
     gap = mean(x) - mean(y)
     x, y = x - mean(x), y - mean(y)
-    spread = mean(x * x) + mean(y * y) + gap * gap
+    # n / (n - 1) on variances and covariance is (n - 1) / n on what stands beside them.
+    far = gap * gap * ((items - 1) / jnp.maximum(items, 1) if unbiased else 1)
+    spread = mean(x * x) + mean(y * y) + far
     coefficient = 2 * mean(x * y) / jnp.where(spread > 0, spread, 1)
     return Term(jnp.where(items > 0, 1 - coefficient.mean(), 0), items)
 
@@ -132,6 +147,194 @@ def kl(logits: Scores, label: Label) -> Term:
     return _term((xlogy(y, y) - y * jax.nn.log_softmax(logits)).sum(-1), label)
 
 
+def task(scores: Scores, labels: Mapping[str, Label], regression: Callable[..., Term] | None = None) -> Term:
+    """The loss of a batch's one target, for models with a loss of their own.
+
+    Cross entropy of class indices, `regression` (default: mae) of real values. ValueError unless there is
+    exactly one target.
+    """
+    label = target(labels)
+    classes = jnp.issubdtype(jnp.result_type(label.value), jnp.integer)
+    return cross_entropy(scores, label) if classes else (regression or mae)(scores, label)
+
+
+def target(labels: Mapping[str, Label]) -> Label:
+    """The one target of a batch, for models with a loss of their own; ValueError unless there is exactly one."""
+    if len(labels) != 1:
+        raise ValueError(f'labels: found {sorted(labels)}, expected one target')
+    label, = labels.values()
+    return label
+
+
+def weighted(terms: Mapping[str, Term], **weights: float) -> dict[str, Term]:
+    """The terms, those named with their values multiplied."""
+    return {name: Term(weights.get(name, 1.0) * term.value, term.weight) for name, term in terms.items()}
+
+
+def coupled(value: Float[Array | np.ndarray, ''], mask: Bool[Array | np.ndarray, '*b']) -> Term:
+    """The term of a loss that couples the items: one number, weighted by how many there are."""
+    items = jnp.sum(mask, dtype=jnp.float32)
+    return Term(jnp.where(items > 0, value, 0), items)
+
+
+def central_moment_discrepancy(
+    x: Float[Array | np.ndarray, 'b d'],
+    y: Float[Array | np.ndarray, 'b d'],
+    mask: Bool[Array | np.ndarray, 'b'],
+    moments: int = 5,
+) -> Float[Array, '']:
+    """How far two distributions are apart by their moments (Zellinger et al., ICLR 2017), without a range.
+
+    The sum of the distances of the means and of the central moments of order 2 to `moments`, over the items
+    under the mask; 0 where there are none.
+    """
+    mean_x, mean_y = _mean(x, mask), _mean(y, mask)
+    distance = _norm(mean_x - mean_y)
+    for order in range(2, moments + 1):
+        distance += _norm(_mean((x - mean_x) ** order, mask) - _mean((y - mean_y) ** order, mask))
+    return distance
+
+
+def difference(
+    x: Float[Array | np.ndarray, 'b d'], y: Float[Array | np.ndarray, 'b e'], mask: Bool[Array | np.ndarray, 'b']
+) -> Float[Array, '']:
+    """How much two representations of the same items share (Hazarika et al., ACM MM 2020): 0 if orthogonal.
+
+    The mean squared entry of X^T Y, whose columns are centred and whose rows then have unit length; the
+    length takes no gradient.
+    """
+    def rows(z):
+        z = jnp.where(mask[:, None], z - _mean(z, mask), 0)
+        length = jax.lax.stop_gradient(jnp.linalg.norm(z, axis=-1, keepdims=True))
+        return z / (length + 1e-6)
+
+    return jnp.mean(jnp.square(rows(x).T @ rows(y)))
+
+
+def distillation(
+    student: Scores, teacher: Scores, mask: Bool[Array | np.ndarray, '*b'], *, temperature: float = 1.0
+) -> Term:
+    """KL(teacher || student) of two softmax distributions, in nats, both logits divided by the temperature.
+
+    As in self-distillation (Ma et al., TMM 2024) the teacher learns too; `jax.lax.stop_gradient` keeps it
+    from that. There is no factor temperature^2.
+    """
+    mask = jnp.asarray(mask)
+    q, p = (jax.nn.log_softmax(jnp.where(mask[..., None], logits, 0).astype(jnp.float32) / temperature)
+            for logits in (student, teacher))
+    return Term(jnp.sum(jnp.exp(p) * (p - q), -1), mask.astype(jnp.float32))
+
+
+def nt_xent(x: Float[Array | np.ndarray, '*b d'], label: Label, *, temperature: float = 0.1) -> Term:
+    """The supervised contrastive loss NT-Xent, over all labelled items of the batch.
+
+    For every two items a and b of one class, -log(e^ab / (e^ab + sum over items n of other classes e^an)),
+    where ab is the cosine of their vectors divided by the temperature; the mean over all such pairs, 0 where
+    there is none. Rows of the pairs are made one block after another, so memory grows with the items only.
+    """
+    x, y, mask = _flat(x, label)
+    unit = _unit(x)
+
+    def row(item):
+        a, own, there, index = item
+        score = unit @ a / temperature
+        positive = there & mask & (y == own) & (jnp.arange(len(y)) != index)
+        negative = jax.nn.logsumexp(jnp.where(mask & (y != own), score, -1e30))
+        loss = jnp.logaddexp(score, negative) - score
+        return jnp.sum(jnp.where(positive, loss, 0)), jnp.sum(positive)
+
+    total, pairs = _rows(row, unit, y, mask)
+    return coupled(jnp.sum(total) / jnp.maximum(jnp.sum(pairs), 1), mask)
+
+
+def swfc(
+    x: Float[Array | np.ndarray, '*b d'],
+    label: Label,
+    *,
+    temperature: float = 0.8,
+    focus: float = 2.4,
+    class_weights: tuple[float, ...] | None = None,
+) -> Term:
+    """The sample-weighted focal contrastive loss (Shi & Huang, ACL 2023), over all labelled items.
+
+    p_ij is the softmax over the others j of the cosine of items i and j, divided by the temperature. An
+    item's loss is the mean over the others of its class of -(1 - p)^focus log p, times its class weight; 0
+    where it is alone in its class, and such an item still counts in the mean over the items.
+    """
+    x, y, mask = _flat(x, label)
+    unit = _unit(x)
+    weight = _class_weights(class_weights, len(class_weights))[y] if class_weights else jnp.ones(len(y))
+
+    def row(item):
+        a, own, there, index = item
+        other = mask & (jnp.arange(len(y)) != index)
+        log_p = jax.nn.log_softmax(jnp.where(other, unit @ a / temperature, -1e30))
+        positive = there & other & (y == own)
+        log_p = jnp.where(positive, log_p, -1.0)
+        miss = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(log_p.dtype).tiny)
+        loss = jnp.where(positive, -(miss**focus) * log_p, 0)
+        return jnp.sum(loss), jnp.sum(positive)
+
+    total, pairs = _rows(row, unit, y, mask)
+    value = (weight * total / jnp.maximum(pairs, 1)).reshape(np.shape(label.mask))
+    return _term(value, label)
+
+
+def soft_hgr(
+    f: Float[Array | np.ndarray, '*b d'],
+    g: Float[Array | np.ndarray, '*b d'],
+    mask: Bool[Array | np.ndarray, '*b'],
+    *,
+    over_channels: bool = False,
+) -> Float[Array, '']:
+    """Soft Hirschfeld-Gebelein-Renyi correlation of two views of the n items (Wang et al., AAAI 2019); 0 of none.
+
+    The mean of f . g minus trace(cov(f) cov(g)) / 2, both views centred over the items, covariances [d d]
+    divided by n - 1.
+
+    over_channels: as MultiEMO's code has it. f . g is not centred, and the covariance is that of the items
+        [n n], whose samples are the d channels; its part is divided by n once more. The trace is had from a
+        product [d d] all the same.
+    """
+    mask = jnp.asarray(mask).reshape(-1, 1)
+    f, g = (jnp.where(mask, jnp.asarray(z, jnp.float32).reshape(len(mask), -1), 0) for z in (f, g))
+    items = jnp.maximum(jnp.sum(mask), 1)
+    if over_channels:
+        centred_f, centred_g = (z - z.mean(-1, keepdims=True) for z in (f, g))
+        trace = jnp.sum(jnp.square(centred_f.T @ centred_g)) / max(f.shape[-1] - 1, 1) ** 2
+        return jnp.sum(f * g) / items - trace / (2 * items)
+    f, g = (jnp.where(mask, z - z.sum(0, keepdims=True) / items, 0) for z in (f, g))
+    trace = jnp.sum((f.T @ f) * (g.T @ g)) / jnp.maximum(items - 1, 1) ** 2
+    return jnp.sum(f * g) / items - trace / 2
+
+
+def emotion_shift(scores: Float[Array | np.ndarray, 'b u u c'], label: Label, *, weights: tuple[float, float]) -> Term:
+    """Cross entropy of whether the labels of two turns of a dialogue differ (Li et al., TAFFC 2024).
+
+    scores: of 'the same' and 'changed' for every two labelled turns of a dialogue, a turn with itself included.
+    weights: of these two classes.
+    """
+    value, mask = jnp.asarray(label.value), jnp.asarray(label.mask)
+    changed = (value[:, :, None] != value[:, None, :]).astype(jnp.int32)
+    return cross_entropy(scores, Label(changed, mask[:, :, None] & mask[:, None, :]), class_weights=weights)
+
+
+def ctc(
+    logits: Float[Array | np.ndarray, 'b t c'],
+    mask: Bool[Array | np.ndarray, 'b t'],
+    labels: Int[Array | np.ndarray, 'b n'],
+    label_mask: Bool[Array | np.ndarray, 'b n'],
+) -> Float[Array, 'b']:
+    """-log p of a sequence under connectionist temporal classification (Graves et al., ICML 2006); blank is 0.
+
+    Steps and labels must be present from the first on; the loss of each item, not divided by any length.
+    """
+    import optax
+
+    absent = [1 - jnp.asarray(present, jnp.float32) for present in (mask, label_mask)]
+    return optax.ctc_loss(jnp.where(mask[..., None], logits, 0), absent[0], labels, absent[1])
+
+
 LOSSES: dict[str, tuple[Callable[..., Term], ...]] = {
     'class': (cross_entropy, focal),
     'multilabel': (binary_cross_entropy,),
@@ -139,6 +342,38 @@ LOSSES: dict[str, tuple[Callable[..., Term], ...]] = {
     'distribution': (kl,),
 }
 """The losses that each label kind (`data.corpus.Target.kind`) takes, its default first."""
+
+
+def rank_n_contrast(
+    x: Float[Array | np.ndarray, 'b d'],
+    label: Label,
+    *,
+    temperature: float = 2.0,
+    slack: float = 0.0,
+) -> Term:
+    """Distances in the order of the labels' (Zha et al., NeurIPS 2023): a contrast of every pair i, j.
+
+    -log of exp(-|x_i - x_j| / temperature) over its sum with all k whose label is as far from that of i as
+    the label of j, or farther; averaged over the pairs. Real values are apart by the sum of absolute
+    differences, classes by 0 or 1. The items are coupled.
+
+    slack: how much nearer than j a k may be.
+    """
+    mask = jnp.asarray(label.mask)
+    x, value = jnp.where(mask[:, None], x, 0), jnp.asarray(label.value)
+    if value.ndim == 1:
+        apart = (value[:, None] != value[None]).astype(x.dtype)
+    else:
+        apart = jnp.abs(value[:, None] - value[None]).sum(-1)
+    pair = mask[:, None] & mask[None] & ~jnp.eye(len(x), dtype=bool)
+    squares = jnp.square(x[:, None] - x[None]).sum(-1)
+    near = -jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) / temperature
+    top = jax.lax.stop_gradient(jnp.max(jnp.where(pair, near, -jnp.inf), -1, keepdims=True, initial=-1e30))
+    weight = jnp.exp(jnp.where(pair, near - top, -jnp.inf))
+    farther = apart[:, None] >= apart[:, :, None] - slack
+    among = jnp.einsum('ijk,ik->ij', farther.astype(x.dtype), weight)
+    contrast = jnp.where(pair, top + jnp.log(jnp.where(pair, among, 1)) - near, 0)
+    return coupled(contrast.sum() / jnp.maximum(pair.sum(), 1), mask)
 
 
 def supervised(
@@ -188,6 +423,35 @@ def _under_mask(scores, label: Label) -> tuple[Array, Array]:
         return jnp.where(mask[..., None], scores, 0), jnp.where(mask, value, 0)
     value = value.astype(scores.dtype)
     return jnp.where(mask[..., None], scores, 0), jnp.where(mask[..., None], value, 0)
+
+
+def _mean(x, mask) -> Array:
+    """Mean over the items under the mask, [1 d]."""
+    count = jnp.maximum(jnp.sum(mask), 1)
+    return jnp.sum(jnp.where(mask[:, None], x, 0), 0, keepdims=True) / count
+
+
+def _norm(x) -> Array:
+    """Euclidean length, whose gradient is 0 at 0."""
+    squares = jnp.sum(jnp.square(x))
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+
+def _flat(x, label: Label) -> tuple[Array, Array, Array]:
+    """Vectors [n d], classes and mask [n] of all items; zeros under the mask."""
+    x, y = _under_mask(x, label)
+    return x.reshape(-1, x.shape[-1]), y.reshape(-1), jnp.asarray(label.mask).reshape(-1)
+
+
+def _unit(x) -> Array:
+    """Rows of length 1; a row of zeros stays, and so does its gradient."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-24))
+
+
+def _rows(row: Callable, *arrays: Array) -> tuple[Array, Array]:
+    """`row` of every item, some hundreds at a time; the backward pass makes each block again."""
+    items = (*arrays, jnp.arange(len(arrays[0])))
+    return jax.lax.map(jax.checkpoint(row), items, batch_size=min(256, len(arrays[0])))
 
 
 def _pick(values, index):

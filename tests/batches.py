@@ -18,6 +18,11 @@ def utterances(size=3, steps=None, seed=0, widths=WIDTHS) -> Batch:
     return Batch(streams, there, {'emotion': Label(rng.integers(0, CLASSES, size).astype(np.int32), there)})
 
 
+def speech(size=3, steps=12, seed=0, width=16) -> Batch:
+    """Unpadded clips: one audio stream."""
+    return utterances(size, {'audio': steps}, seed, {'audio': width})
+
+
 def dialogues(size=3, turns=6, seed=0, widths=WIDTHS) -> Batch:
     """Unpadded dialogues of two speakers, one vector a turn."""
     rng = np.random.default_rng(seed)
@@ -31,7 +36,7 @@ def dialogues(size=3, turns=6, seed=0, widths=WIDTHS) -> Batch:
 
 def of(family, **options) -> Batch:
     """The batch that a family of models takes."""
-    return {'utterance': utterances, 'dialogue': dialogues}[family](**options)
+    return {'utterance': utterances, 'dialogue': dialogues, 'speech': speech}[family](**options)
 
 
 def pad(batch: Batch, steps: int = 3, rows: int = 2, garbage: float = 1e3) -> Batch:

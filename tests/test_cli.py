@@ -497,7 +497,7 @@ def test_features_of_another_version_are_not_evaluated(jmer, weights, corpus):
     refused(
         jmer('evaluate', weights, '--data', corpus),
         'evaluate',
-        'these are features of version 1.0.0; the weights were trained on version 0.9.0',
+        'these are features of version 1.1.0; the weights were trained on version 0.9.0',
     )
 
 

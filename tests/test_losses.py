@@ -22,6 +22,8 @@ EACH = {
     'focal': ('class', functools.partial(losses.focal, gamma=0.5, class_weights=WEIGHTS)),
     'focal detached': ('class', functools.partial(losses.focal, gamma=2.0, detach=True)),
     'binary_cross_entropy': ('multilabel', losses.binary_cross_entropy),
+    'nt_xent': ('class', losses.nt_xent),
+    'swfc': ('class', functools.partial(losses.swfc, class_weights=WEIGHTS)),
     'mae': ('regression', losses.mae),
     'mse': ('regression', losses.mse),
     'ccc': ('regression', losses.ccc),
@@ -197,7 +199,7 @@ def test_jit_and_half_precision(name):
     np.testing.assert_array_equal(half.value, same.value)
 
 
-@pytest.mark.parametrize('name', [name for name in EACH if name != 'ccc'])
+@pytest.mark.parametrize('name', [name for name in EACH if name not in ('ccc', 'nt_xent', 'swfc')])
 def test_parts_add_up_to_the_whole(name):
     kind, loss = EACH[name]
     loss = jax.jit(loss)
@@ -258,3 +260,98 @@ def test_class_weights_must_fit(weights):
     scores, label = draw('class')
     with pytest.raises(ValueError, match=r'class_weights: found .* expected 4'):
         losses.cross_entropy(scores, label, class_weights=weights)
+
+
+def cosines(x, y, temperature):
+    unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return unit @ unit.T / temperature, [[b for b in range(len(y)) if b != a and y[b] == y[a]] for a in range(len(y))]
+
+
+def test_nt_xent_is_its_formula():
+    scores, label = draw('class', (4, 5))
+    x, y = present(scores, label)
+    score, same = cosines(x, y, 0.3)
+    each = [-np.log(np.exp(score[a, b]) / (np.exp(score[a, b]) + np.exp(score[a, y != y[a]]).sum()))
+            for a in range(len(y)) for b in same[a]]
+    np.testing.assert_allclose(worth(losses.nt_xent(scores, label, temperature=0.3)), np.mean(each), rtol=1e-5)
+
+
+def test_swfc_is_its_formula():
+    scores, label = draw('class', (4, 5))
+    x, y = present(scores, label)
+    score, same = cosines(x, y, 0.8)
+    np.fill_diagonal(score, -np.inf)
+    p = np.exp(score) / np.exp(score).sum(-1, keepdims=True)
+    each = [-WEIGHTS[y[a]] * np.mean([np.log(p[a, b]) * (1 - p[a, b]) ** 2.4 for b in same[a]]) if same[a] else 0
+            for a in range(len(y))]
+    found = losses.swfc(scores, label, focus=2.4, class_weights=WEIGHTS)
+    np.testing.assert_allclose(worth(found), np.mean(each), rtol=1e-5)
+
+
+@pytest.mark.parametrize('loss', [losses.nt_xent, losses.swfc])
+def test_contrast_without_a_pair_is_zero(loss):
+    scores, label = draw('class', (4,))
+    alone = label._replace(value=np.arange(4))
+    assert worth(loss(scores, alone)) == 0
+    assert (jax.grad(lambda x: worth(loss(x, alone)))(scores) == 0).all()
+
+
+@pytest.mark.parametrize('over_channels', [False, True])
+def test_soft_hgr_is_its_formula(over_channels):
+    rng = np.random.default_rng(0)
+    f, g = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    mask = rng.random((3, 4)) < 0.7
+    x, y = f[mask].astype(np.float64), g[mask].astype(np.float64)
+    if over_channels:       # rows are the variables of numpy.cov
+        expected = np.mean(np.sum(x * y, -1)) - np.trace(np.cov(x) @ np.cov(y)) / (2 * len(x))
+    else:
+        product = (x - x.mean(0)) * (y - y.mean(0))
+        expected = np.mean(product.sum(-1)) - np.trace(np.cov(x.T) @ np.cov(y.T)) / 2
+    spoilt = np.where(mask[..., None], f, np.nan)
+    np.testing.assert_allclose(losses.soft_hgr(spoilt, g, mask, over_channels=over_channels), expected, rtol=1e-5)
+    assert losses.soft_hgr(f, g, np.zeros_like(mask), over_channels=over_channels) == 0
+
+
+def test_distillation_is_kl_and_teaches_both():
+    student, label = draw('class')
+    teacher = draw('class', seed=1)[0]
+    p, q = (np.exp(log_softmax(x[label.mask].astype(np.float64) / 2, -1)) for x in (teacher, student))
+    term = losses.distillation(student, teacher, label.mask, temperature=2.0)
+    np.testing.assert_allclose(worth(term), rel_entr(p, q).sum(-1).mean(), rtol=1e-5)
+    slopes = jax.grad(lambda s, t: worth(losses.distillation(s, t, label.mask)), argnums=(0, 1))(student, teacher)
+    for slope in slopes:
+        assert (slope[~label.mask] == 0).all() and np.abs(slope[label.mask]).min() > 0
+
+
+def test_emotion_shift_compares_the_turns_of_one_dialogue():
+    _, label = draw('class', (2, 4))
+    scores = np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype(np.float32)
+    nll, total, weight = -log_softmax(scores.astype(np.float64), -1), 0.0, 0.0
+    for b in range(2):
+        there = np.flatnonzero(label.mask[b])
+        for i in there:
+            for j in there:
+                changed = int(label.value[b, i] != label.value[b, j])
+                total += (0.5, 2.0)[changed] * nll[b, i, j, changed]
+                weight += (0.5, 2.0)[changed]
+    found = losses.emotion_shift(scores, label, weights=(0.5, 2.0))
+    np.testing.assert_allclose(worth(found), total / weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['class', 'regression'])
+def test_rank_n_contrast_is_the_sum_over_its_definition(kind):
+    _, label = draw(kind, (7,))
+    x = np.random.default_rng(1).normal(size=(7, 3)).astype(np.float32)
+    x[5] = x[4]                              # no distance, where the root has no slope
+    there = np.flatnonzero(label.mask)
+    terms = []
+    for i in there:
+        apart = {k: float(np.abs(label.value[i] - label.value[k]).sum()) if kind == 'regression'
+                 else float(label.value[i] != label.value[k]) for k in there}
+        near = {k: np.exp(-np.linalg.norm(x[i].astype(np.float64) - x[k]) / 2) for k in there}
+        terms += [-np.log(near[j] / sum(near[k] for k in there if k != i and apart[k] >= apart[j]))
+                  for j in there if j != i]
+    assert len(terms) >= 6
+    np.testing.assert_allclose(worth(losses.rank_n_contrast(x, label)), np.mean(terms), rtol=1e-5)
+    slope = jax.grad(lambda x: worth(losses.rank_n_contrast(x, label)))(x)
+    assert np.isfinite(slope).all() and (slope[~label.mask] == 0).all()

@@ -30,6 +30,7 @@ def benchmarks() -> dict[str, Callable[[Path | None], list[Row]]]:
         'first-command': start.first_command,
         'input-wait': start.input_wait,
         'mult-peer': start.mult_peer,
+        'seeds': start.seeds,
     }
 
 

@@ -85,6 +85,15 @@ def input_wait(data: Path | None = None) -> list[Row]:
     return [Row('input wait, ravdess/gmu', f'{100 * wait:.1f} % of {step:.0f} ms a step', 'under 2 %')]
 
 
+def seeds(data: Path | None = None) -> list[Row]:
+    """Cost of training several seeds in one program, see `jmer.bench.seeds`."""
+    from jmer.bench import seeds
+
+    return [Row(f'step of {count} seeds / of one, {name}', f'{ratio:.1f}',
+                '32 seeds on a GPU: at most 4' if count == 32 else '') for name, found in seeds.ratios().items()
+            for count, ratio in found.items() if count > 1]
+
+
 def mult_peer(data: Path | None = None) -> list[Row]:
     """CPU time of a training step of MulT in PyTorch, divided by ours; see `jmer.bench.mult_peer`."""
     with tempfile.TemporaryDirectory() as folder:

@@ -244,7 +244,8 @@ class Encoder(nn.Module):
         if last:
             first, (final, seed) = (jax.tree.map(lambda w, i=i: w[i], (stacked, seed))
                                     for i in (slice(-1), -1))
-            x = scan_layers(layer, x, first[0], read, first[1], seen)
+            if self.layers > 1:
+                x = scan_layers(layer, x, first[0], read, first[1], seen)
             # Whatever the lengths are, the causal rule lets the last query see every key.
             x = layer(x, final, read, seed, keys[:, None], last=mask)
             there: Array = jnp.any(mask, -1)[:, None]

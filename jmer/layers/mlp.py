@@ -1,6 +1,7 @@
 """The plain feed-forward network at the end of many systems."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from jmer.types import Array
@@ -24,3 +25,31 @@ class MLP(nn.Module):
             x = nn.Dropout(self.dropout, name=f'dropout_{k}')(x, deterministic=not train)
             x = nn.Dense(width, name=f'dense_{k}')(x)
         return x
+
+
+class StepScores(nn.Module):
+    """Scores of every step, each by a network of its own: two linear layers with dropout between them.
+
+    Attributes:
+        classes: number of scores.
+        hidden: width of the first layer.
+        activation: 'relu' between the layers, or none.
+        dropout: rate between the layers.
+    """
+
+    classes: int
+    hidden: int
+    activation: str = 'relu'
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b t d'], *, train: bool) -> Float[Array, 'b t {self.classes}']:
+        # Side by side: the first layers as one product, the second ones as a product of each with its own part.
+        x = nn.Dense(self.classes * self.hidden, name='dense_0')(x)
+        x = nn.relu(x) if self.activation == 'relu' else x
+        x = nn.Dropout(self.dropout, name='dropout')(x, deterministic=not train)
+        kernel = self.param('kernel_1', nn.initializers.lecun_normal(in_axis=1, out_axis=0),
+                            (self.classes, self.hidden))
+        bias = self.param('bias_1', nn.initializers.zeros, (self.classes,))
+        x = x.reshape(*x.shape[:2], self.classes, self.hidden)
+        return jnp.einsum('btch,ch->btc', x, kernel) + bias[None, None]

@@ -19,26 +19,32 @@ class BatchNorm(nn.Module):
     Attributes:
         momentum: weight of the new batch in the running statistics.
         epsilon: added to the variance.
+        affine: with a scale and a bias.
+        remember_biased: remember the biased variance, as checkpoints from Keras do.
     """
 
     momentum: float = 0.1
     epsilon: float = 1e-5
+    affine: bool = True
+    remember_biased: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, '*b d'], mask: Bool[Array, '*b'], *, train: bool
     ) -> Float[Array, '*b d']:
         width = x.shape[-1:]
-        scale = self.param('scale', nn.initializers.ones, width)
-        bias = self.param('bias', nn.initializers.zeros, width)
+        scale, bias = jnp.ones(width), jnp.zeros(width)
+        if self.affine:
+            scale = self.param('scale', nn.initializers.ones, width)
+            bias = self.param('bias', nn.initializers.zeros, width)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, width)
         running_var = self.variable('batch_stats', 'var', jnp.ones, width)
         if train:
             mean, var, count = _moments(x, mask)
             if not self.is_initializing():
-                unbiased = var * count / jnp.maximum(count - 1, 1)
+                seen = var if self.remember_biased else var * count / jnp.maximum(count - 1, 1)
                 running_mean.value += (count > 0) * self.momentum * (mean - running_mean.value)
-                running_var.value += (count > 1) * self.momentum * (unbiased - running_var.value)
+                running_var.value += (count > 1) * self.momentum * (seen - running_var.value)
         else:
             mean, var = running_mean.value, running_var.value
         inverse = scale / jnp.sqrt(var + self.epsilon)

@@ -67,3 +67,9 @@ def turn_vectors(stream: Stream) -> Float[Array, 'b u d']:
     if stream.x.ndim == 4:
         return pool(stream.x, stream.mask, 'mean')
     return jnp.where(stream.mask[..., None], stream.x, 0.0)
+
+
+def turn_mask(stream: Stream) -> Bool[Array, 'b u']:
+    """Which turns have the stream; one step inside a turn is enough."""
+    mask = jnp.asarray(stream.mask)
+    return jnp.any(mask, -1) if stream.x.ndim == 4 else mask

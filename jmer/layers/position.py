@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jmer.types import Array
 
@@ -32,3 +32,14 @@ def positions(x: Float[Array, '*b t d']) -> Float[Array, '*b t d']:
     """
     table = jnp.asarray(sinusoid(x.shape[-2] + 1, x.shape[-1])[1:], x.dtype)
     return jnp.where(x[..., :1] != 0, jnp.broadcast_to(table, x.shape), 0)
+
+
+def interleaved(place: Int[Array, '*b t'], width: int) -> Float[Array, '*b t d']:
+    """Sinusoids of whole numbers in the layout of Vaswani et al.: sine and cosine of a frequency side by side.
+
+    Channel 2i is sin(p 10000^(-2i/width)), channel 2i + 1 its cosine; an odd width ends in a sine.
+    """
+    rate = np.exp(np.arange(0, width, 2) * (-math.log(10000) / width)).astype(np.float32)
+    angle = place[..., None].astype(jnp.float32) * rate.reshape((1,) * place.ndim + (-1,))
+    both = jnp.stack([jnp.sin(angle), jnp.cos(angle)], -1)
+    return both.reshape(*place.shape, -1)[..., :width]

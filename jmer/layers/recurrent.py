@@ -3,14 +3,144 @@
 The input projection of all steps is one matrix product in front of the scan, and an absent step leaves
 the state as it was. So a reversed layer reaches the last present step with its initial state: the result
 on a padded sequence equals the one on the sequence alone, wherever the absent steps stand.
+
+`recur` is a scan whose backward pass makes the gradient of every weight in one product over all steps;
+the derived one adds an array of the weight's size to another in every step.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jmer.layers.pooling import pool
 from jmer.types import Array
+
+Linear = Callable[[str, Array], Array]
+Step = Callable[[Linear, Any, Any, Any, dict[str, Array]], tuple[Any, Any]]
+Weights = dict[str, dict[str, Array]]
+
+
+def recur(
+    step: Step,
+    weights: Weights,
+    start: Any,
+    xs: Any,
+    given: Any = (),
+    memory: dict[str, Array] | None = None,
+    recall: dict[str, Array] | None = None,
+    *,
+    reverse: bool = False,
+) -> Any:
+    """The outputs y of `carry, y = step(linear, carry, x, given, memory)`, stacked over the steps.
+
+    step: a function of its arguments alone; what it reads of arrays comes through them.
+    weights: by name, {'kernel'} or {'kernel', 'bias'}; `linear(name, v)` is v @ kernel + bias, and a step
+        calls it at most once for each name.
+    xs, given: what each step sees of the sequence, steps in front; only xs has a gradient.
+    memory: where a step must see earlier outputs: for some names of the dict y an array of zeros
+        [b steps ...], in which a step finds what was put out so far. It may use no other row, so it needs
+        a mask among `given`. Unlike a carry, the memory is kept once and not once in every step.
+    recall: for some names of the memory the number of a step, [steps b]: then a step finds the output [b ...]
+        of that one alone, which costs less.
+    """
+    return _recur(step, reverse, weights, start, xs, given, memory or {}, recall or {})
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _recur(step, reverse, weights, start, xs, given, memory, recall):
+    return _recur_forward(step, reverse, weights, start, xs, given, memory, recall)[0]
+
+
+def _recur_forward(step, reverse, weights, start, xs, given, memory, recall):
+    def forward(state, inputs):
+        carry, memory, (last, rows) = state
+        t, x, given, recall = inputs
+        # Written in the step after, in front of all that reads it: so the memory is never copied.
+        memory = {name: array.at[:, last].set(rows[name]) for name, array in memory.items()}
+        made: dict[str, Array] = {}
+
+        def linear(name, value):
+            y = value @ weights[name]['kernel']
+            if 'bias' in weights[name]:
+                y = y + weights[name]['bias'].reshape((1,) * (y.ndim - 1) + (-1,))
+            return made.setdefault(name, y)
+
+        after, y = step(linear, carry, x, given, _recalled(memory, recall))
+        return (after, memory, (t, {name: y[name] for name in memory})), (y, carry, made)
+
+    inputs = _numbered(xs, given, recall)
+    first = inputs[0][-1 if reverse else 0], {name: array[:, 0] for name, array in memory.items()}
+    _, (ys, carries, made) = jax.lax.scan(forward, (start, memory, first), inputs, reverse=reverse)
+    return ys, (weights, inputs, {name: ys[name].swapaxes(0, 1) for name in memory}, carries, made)
+
+
+def _recur_backward(step, reverse, saved, dys):
+    weights, inputs, memory, carries, made = saved
+
+    def backward(state, saved):
+        dcarry, dmemory, drows = state
+        (t, x, given, recall), carry, made, dy = saved
+        if memory:
+            dy = dy | {name: dy[name] + row for name, row in drows.items()}
+
+        def again(carry, x, memory, made):
+            read = {}
+
+            def linear(name, value):
+                read[name] = value
+                return _replay(weights[name]['kernel'], value, made[name])
+
+            return step(linear, carry, x, given, memory), read
+
+        _, pull, read = jax.vjp(again, carry, x, _recalled(memory, recall), made, has_aux=True)
+        dcarry, dx, more, dmade = pull((dcarry, dy))
+        dmemory = {name: rows.at[jnp.arange(len(rows)), recall[name]].add(more[name]) if name in recall
+                   else rows + more[name] for name, rows in dmemory.items()}
+        # Read here for the next turn of the loop, again so that nothing is copied.
+        following = jnp.clip(t + (1 if reverse else -1), 0, len(inputs[0]) - 1)
+        return (dcarry, dmemory, {name: rows[:, following] for name, rows in dmemory.items()}), (dx, read, dmade)
+
+    dcarry = jax.tree.map(lambda c: jnp.zeros(c.shape[1:], c.dtype), carries)
+    dmemory = jax.tree.map(jnp.zeros_like, memory)
+    drows = {name: rows[:, 0] for name, rows in dmemory.items()}
+    (dstart, _, _), (dxs, read, dmade) = jax.lax.scan(
+        backward, (dcarry, dmemory, drows), (inputs, carries, made, dys), reverse=not reverse)
+    dweights = {name: _weight_gradient(weight, read[name], dmade[name]) for name, weight in weights.items()}
+    return dweights, dstart, dxs, None, None, None
+
+
+_recur.defvjp(_recur_forward, _recur_backward)
+
+
+def _numbered(xs, given, recall):
+    steps = jax.tree.leaves((xs, given))[0].shape[0]
+    return jnp.arange(steps), xs, given, recall
+
+
+def _recalled(memory, recall):
+    return {name: rows[jnp.arange(len(rows)), recall[name]] if name in recall else rows
+            for name, rows in memory.items()}
+
+
+@jax.custom_vjp
+def _replay(kernel, value, made):
+    """`made`, known to be value @ kernel + bias; its own cotangent is that of the bias, row by row."""
+    return made
+
+
+_replay.defvjp(lambda kernel, value, made: (made, kernel),
+               lambda kernel, dy: (None, dy @ kernel.T, dy))
+
+
+def _weight_gradient(weight, read, dmade):
+    rows = dmade.reshape(-1, dmade.shape[-1])
+    of = {'kernel': lambda: read.reshape(-1, read.shape[-1]).T @ rows, 'bias': lambda: rows.sum(0)}
+    return {name: of[name]().astype(value.dtype) for name, value in weight.items()}
 
 
 def torch_uniform(width: int):
@@ -31,10 +161,12 @@ class LSTM(nn.Module):
     Attributes:
         width: size of the hidden state.
         reverse: run from the last step to the first.
+        learned_start: the first state and cell are parameters instead of zeros.
     """
 
     width: int
     reverse: bool = False
+    learned_start: bool = False
 
     @nn.compact
     def __call__(
@@ -46,19 +178,84 @@ class LSTM(nn.Module):
         bias = self.param('bias', init, (4 * self.width,))
         present = mask[..., None]
         gates = jnp.where(present, x, 0.0) @ input_kernel + bias.reshape(1, 1, -1)
+        start = jnp.zeros((2, self.width), gates.dtype)
+        if self.learned_start:
+            start = self.param('start', nn.initializers.normal(1.0), (2, self.width))
+        hidden, cell = jnp.broadcast_to(start[:, None], (2, len(x), self.width))
+        return recur(_lstm_step, {'hidden': {'kernel': hidden_kernel}}, (hidden, cell), gates.swapaxes(0, 1),
+                     present.swapaxes(0, 1), reverse=self.reverse).swapaxes(0, 1)
 
-        def step(carry, inputs):
-            hidden, cell = carry
-            gates, present = inputs
-            i, f, g, o = jnp.split(gates + hidden @ hidden_kernel, 4, axis=-1)
-            new_cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
-            new_hidden = nn.sigmoid(o) * jnp.tanh(new_cell)
-            carry = jnp.where(present, new_hidden, hidden), jnp.where(present, new_cell, cell)
-            return carry, jnp.where(present, new_hidden, 0.0)
 
+def lstm_cell(gates: Float[Array, '*b g'], cell: Float[Array, '*b d']) -> tuple[Array, Array]:
+    """The new hidden state and cell, from the gates i, f, g, o [.. 4 d] and the old cell."""
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
+    return nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
+def _lstm_step(linear, carry, gates, present, memory):
+    hidden, cell = carry
+    new_hidden, new_cell = lstm_cell(gates + linear('hidden', hidden), cell)
+    carry = jnp.where(present, new_hidden, hidden), jnp.where(present, new_cell, cell)
+    return carry, jnp.where(present, new_hidden, 0.0)
+
+
+class GRU(nn.Module):
+    """One layer, one direction of a GRU (Cho et al., EMNLP 2014); gates r, z, n as PyTorch.
+
+    Outputs are zero where the mask is False.
+
+    Attributes:
+        width: size of the hidden state.
+        reverse: run from the last step to the first.
+    """
+
+    width: int
+    reverse: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']
+    ) -> Float[Array, 'b t {self.width}']:
+        params = gru_params(self, x.shape[-1], self.width)
+        present = mask[..., None]
+        gates = jnp.where(present, x, 0.0) @ params['input_kernel'] + params['bias'].reshape(1, 1, -1)
         zero = jnp.zeros((x.shape[0], self.width), gates.dtype)
-        inputs = gates.swapaxes(0, 1), present.swapaxes(0, 1)
-        return jax.lax.scan(step, (zero, zero), inputs, reverse=self.reverse)[1].swapaxes(0, 1)
+        return recur(_gru_step, {'hidden': gru_hidden(params)}, zero, gates.swapaxes(0, 1),
+                     present.swapaxes(0, 1), reverse=self.reverse).swapaxes(0, 1)
+
+
+def gru_params(module: nn.Module, inputs: int, width: int, prefix: str = '') -> dict[str, Array]:
+    """The parameters of a GRU, as PyTorch initialises them, made by a compact module under `prefix`.
+
+    PyTorch's two biases of the gates r and z act as a sum, which is `bias`; those of the candidate act
+    apart, the second as `candidate_bias`.
+    """
+    shapes = {'input_kernel': (inputs, 3 * width), 'hidden_kernel': (width, 3 * width),
+              'bias': (3 * width,), 'candidate_bias': (width,)}
+    return {name: module.param(prefix + name, torch_uniform(width), shape) for name, shape in shapes.items()}
+
+
+def gru_hidden(params: dict[str, Array]) -> dict[str, Array]:
+    """The weights of a GRU that `recur` needs."""
+    candidate = params['candidate_bias']
+    bias = jnp.concatenate([jnp.zeros(2 * len(candidate), candidate.dtype), candidate])
+    return {'kernel': params['hidden_kernel'], 'bias': bias}
+
+
+def gru_cell(
+    of_input: Float[Array, '*b g'], of_hidden: Float[Array, '*b g'], hidden: Float[Array, '*b d']
+) -> Float[Array, '*b d']:
+    """The new hidden state, from both linear maps [.. 3 d] and the old state."""
+    r_input, z_input, n_input = jnp.split(of_input, 3, axis=-1)
+    r_hidden, z_hidden, n_hidden = jnp.split(of_hidden, 3, axis=-1)
+    new = jnp.tanh(n_input + nn.sigmoid(r_input + r_hidden) * n_hidden)
+    return new + nn.sigmoid(z_input + z_hidden) * (hidden - new)
+
+
+def _gru_step(linear, hidden, gates, present, memory):
+    new = gru_cell(gates, linear('hidden', hidden), hidden)
+    return jnp.where(present, new, hidden), jnp.where(present, new, 0.0)
 
 
 class BiLSTM(nn.Module):
@@ -68,20 +265,43 @@ class BiLSTM(nn.Module):
         width: size of the hidden state of one direction.
         layers: number of layers.
         dropout: rate between layers (not after the last).
+        causal: no backward direction; the output is then `width` wide.
     """
 
     width: int
     layers: int = 1
     dropout: float = 0.0
+    causal: bool = False
+    direction: ClassVar[Any] = LSTM
 
     @nn.compact
     def __call__(
         self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], *, train: bool
-    ) -> Float[Array, 'b t {2*self.width}']:
+    ) -> Float[Array, 'b t e']:
         for k in range(self.layers):
             if k:
                 x = nn.Dropout(self.dropout, name=f'dropout_{k}')(x, deterministic=not train)
-            forward = LSTM(self.width, name=f'forward_{k}')(x, mask)
-            backward = LSTM(self.width, reverse=True, name=f'backward_{k}')(x, mask)
+            forward = self.direction(self.width, name=f'forward_{k}')(x, mask)
+            if self.causal:
+                x = forward
+                continue
+            backward = self.direction(self.width, reverse=True, name=f'backward_{k}')(x, mask)
             x = jnp.concatenate([forward, backward], -1)
         return x
+
+
+class BiGRU(BiLSTM):
+    """The same of GRUs."""
+
+    direction: ClassVar[Any] = GRU
+
+
+def last_states(
+    x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']
+) -> tuple[Float[Array, 'b w'], Float[Array, 'b w']]:
+    """Where either direction ends: forward at the last present step, backward at the first; w = d / 2.
+
+    x: what a bidirectional layer gave, [forward | backward].
+    """
+    forward, backward = jnp.split(x, 2, axis=-1)
+    return pool(forward, mask, 'last'), pool(backward[:, ::-1], mask[:, ::-1], 'last')

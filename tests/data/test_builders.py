@@ -209,6 +209,18 @@ def test_ravdess_features_of_another_kind(tmp_path, file, arrays, message):
         load('ravdess', root)
 
 
+def test_ravdess_takes_published_decisions_as_scores(tmp_path):
+    """Scores as they are, probabilities as their logarithms."""
+    root = trees.ravdess(tmp_path / 'corpus')
+    names = np.array(['01-01-01-01-01-01-01'])
+    scores, shares = np.arange(8.0)[None], np.full((1, 8), 0.125)
+    np.savez(root / 'published_posteriors.npz', names=names, wav2vec_xlsr=scores, au_bilstm=-scores, au_mlp80=shares)
+    item = next(item for item in load('ravdess', root).items if item.id == '03-01-01-01-01-01-01')
+    np.testing.assert_array_equal(item.streams['xlsr'], scores)
+    np.testing.assert_array_equal(item.streams['au_lstm'], -scores)
+    np.testing.assert_allclose(item.streams['au_mlp'], np.log(shares), rtol=1e-6)
+
+
 # MOSI
 
 
@@ -556,7 +568,7 @@ def test_the_real_ravdess():
     counts = Counter(int(item.labels['emotion']) for item in corpus.items)
     assert counts == {0: 80, **{k: 160 for k in range(1, 8)}}
     for item in corpus.items:
-        assert set(item.streams) == {'audio', 'whisper', 'egemaps', 'vision'}
+        assert set(item.streams) == {'audio', 'whisper', 'egemaps', 'vision', *trees.ravdess_source.PUBLISHED}
         seconds = len(item.streams['audio']) / 100
         assert abs(len(item.streams['whisper']) / 5 - seconds) < 0.4
 

@@ -158,3 +158,12 @@ def test_eight_devices_are_as_one(via):
     for a, b in zip(jax.tree.leaves(found[:-1]), jax.tree.leaves(expected[:-1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(of_x, expected[-1], rtol=1e-4, atol=1e-6 * np.abs(expected[-1]).max())
+
+
+def test_the_biased_variance_is_remembered_if_asked_for():
+    x = np.array([[1.0], [3.0]], np.float32)
+    there = np.ones(2, bool)
+    for norm, remembered in ((BatchNorm(1.0), 2.0), (BatchNorm(1.0, remember_biased=True), 1.0)):
+        variables = norm.init(jax.random.key(0), x, there, train=True)
+        _, changed = norm.apply(variables, x, there, train=True, mutable=['batch_stats'])
+        np.testing.assert_allclose(changed['batch_stats']['var'], remembered, rtol=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmer.layers.pooling import KINDS, pool, pooled_streams, turn_vectors
+from jmer.layers.pooling import KINDS, pool, pooled_streams, turn_mask, turn_vectors
 from jmer.types import Stream
 from tests import batches
 
@@ -75,3 +75,10 @@ def test_one_vector_a_turn():
     np.testing.assert_allclose(
         turn_vectors(Stream(x[None], mask[None]))[0, :3], [steps.mean(0) for steps in RAGGED], rtol=1e-5
     )
+
+
+def test_one_step_makes_a_turn_present():
+    steps = np.array([[[True, False], [False, False], [False, True]]])
+    np.testing.assert_array_equal(turn_mask(Stream(np.ones((1, 3, 2, 4), np.float32), steps)), [[True, False, True]])
+    turns = np.array([[True, False, True]])
+    np.testing.assert_array_equal(turn_mask(Stream(np.ones((1, 3, 4), np.float32), turns)), turns)

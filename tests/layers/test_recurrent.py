@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmer.layers.recurrent import LSTM, BiLSTM
+from jmer.layers.recurrent import LSTM, BiGRU, BiLSTM, recur
 
 WIDTH = 3
 
@@ -82,6 +82,46 @@ def test_it_is_an_lstm_each_way():
         np.testing.assert_allclose(y[row], inner, rtol=1e-5, atol=1e-6)
 
 
+def gru_by_hand(params, x, reverse=False):
+    """One sequence [t d] through a GRU as PyTorch documents it, in float64; [t width]."""
+    kernel, recurrent, bias, candidate = (
+        np.asarray(params[n], np.float64) for n in ('input_kernel', 'hidden_kernel', 'bias', 'candidate_bias')
+    )
+    h, out = np.zeros(len(recurrent)), {}
+    for t in reversed(range(len(x))) if reverse else range(len(x)):
+        (xr, xz, xn), (hr, hz, hn) = (x[t] @ kernel + bias).reshape(3, -1), (h @ recurrent).reshape(3, -1)
+        r, z = sigmoid(xr + hr), sigmoid(xz + hz)
+        h = (1 - z) * np.tanh(xn + r * (hn + candidate)) + z * h
+        out[t] = h
+    return np.array([out[t] for t in range(len(x))])
+
+
+def test_the_gru_is_one_each_way_whatever_the_padding():
+    x = draw()
+    module = BiGRU(WIDTH)
+    params = weights(module, x, train=False)
+    padded, mask = np.full((2, 8, 4), np.nan, np.float32), np.zeros((2, 8), bool)
+    padded[:, PLACES['between']], mask[:, PLACES['between']] = x, True
+    y = np.asarray(jax.jit(lambda v, x, mask: module.apply(v, x, mask, train=False))(params, padded, mask))
+    for row in range(len(x)):
+        both = [gru_by_hand(params['params'][f'{way}_0'], x[row], way == 'backward')
+                for way in ('forward', 'backward')]
+        np.testing.assert_allclose(y[row, PLACES['between']], np.concatenate(both, -1), rtol=1e-5, atol=1e-6)
+    assert not y[~mask].any()
+
+
+@pytest.mark.parametrize('module', [BiLSTM(WIDTH, 2, causal=True), BiGRU(WIDTH, 2, causal=True)])
+def test_a_causal_layer_reads_the_past_only(module):
+    x, mask = draw(), np.ones((2, 5), bool)
+    params = weights(module, x, train=False)
+    run = jax.jit(lambda x: module.apply(params, x, mask, train=False))
+    y, cut = run(x), x.copy()
+    cut[:, 3:] = 9
+    assert y.shape == (2, 5, WIDTH)
+    np.testing.assert_array_equal(run(cut)[:, :3], y[:, :3])
+    assert np.abs(run(cut)[:, 3:] - y[:, 3:]).max() > 1e-3
+
+
 PLACES = {'behind': [0, 1, 2, 3, 4], 'in front': [3, 4, 5, 6, 7], 'between': [0, 2, 3, 6, 7]}
 
 
@@ -130,3 +170,52 @@ def test_half_precision_stays_half():
     y = jax.jit(lambda v, x: layers().apply(v, x, np.ones((2, 5), bool), train=False))(half, x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(np.float32), run(draw()), atol=0.02)
+
+
+def echo(linear, carry, x, given, memory):
+    """Uses all there is: two weights, a carry, the sum of what was put out before, and one output recalled."""
+    past = jnp.where(given[None, :, None], memory['y'], 0).sum(1)
+    carry = jnp.tanh(x + linear('own', carry) + linear('past', past) + jnp.where(given.any(), memory['z'], 0))
+    return carry, {'y': carry, 'z': carry[..., :1]}
+
+
+def echo_by_hand(weights, start, x, given):
+    """The same as a plain loop, for its derivatives."""
+    carry, ys = start, []
+    for t in range(len(x)):
+        past = sum((ys[s] for s in range(t) if given[t, s]), jnp.zeros_like(start))
+        own, read = weights['own'], weights['past']
+        first = ys[0][..., :1] if t else 0
+        carry = jnp.tanh(x[t] + carry @ own['kernel'] + own['bias'][None] + past @ read['kernel'] + first)
+        ys.append(carry)
+    return {'y': jnp.stack(ys), 'z': jnp.stack(ys)[..., :1]}
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_recur_has_the_derivatives_of_a_loop(reverse):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    weights = {'own': {'kernel': normal(3, 3), 'bias': normal(3)}, 'past': {'kernel': normal(3, 3)}}
+    start, x, given = normal(2, 3), normal(4, 2, 3), np.tril(np.ones((4, 4), bool), -1)
+    given[3, 1] = False
+    way, order = {'y': normal(4, 2, 3), 'z': normal(4, 2, 1)}, slice(None, None, -1) if reverse else slice(None)
+
+    def along(ys):
+        return sum(jnp.vdot(way[name], y) for name, y in ys.items())
+
+    def ours(weights, start, x):
+        seen = given[order, order]
+        memory = {'y': jnp.zeros((2, 4, 3)), 'z': jnp.zeros((2, 4, 1))}
+        first = jnp.full((4, 2), 3 if reverse else 0)
+        return along(recur(echo, weights, start, x, seen, memory, {'z': first}, reverse=reverse))
+
+    def plain(weights, start, x):
+        ys = echo_by_hand(weights, start, x[order], given)
+        return along({name: y[order] for name, y in ys.items()})
+
+    found, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(weights, start, x) for f in (ours, plain))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

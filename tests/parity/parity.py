@@ -100,7 +100,9 @@ def assert_close_output(fixture: Fixture, key: str, found: Any, atol: float | No
     the few exceptions.
     """
     gaps = fixture.meta.get('f32_vs_f64_max_abs', {})
-    own = gaps.get(key.split('/', 1)[1], 0.0) if isinstance(gaps, dict) else 0.0
+    gaps = gaps if isinstance(gaps, dict) else {}
+    gaps |= {name: largest for name, (largest, _) in fixture.meta.get('gap_f32_f64', {}).items()}
+    own = gaps.get(key.split('/', 1)[1], 0.0)
     usual = max(1e-5 * float(np.abs(fixture[key]).max(initial=0)), 5 * own)
     _assert_within(fixture, key, found, usual if atol is None else atol)
 

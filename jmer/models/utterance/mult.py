@@ -15,11 +15,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jmer.author import Reader, stack
+from jmer.author import Reader
 from jmer.layers.attention import Encoder
 from jmer.layers.dropout import Dropout
 from jmer.layers.position import positions
-from jmer.types import Batch, Output, Params, Stream, Variables
+from jmer.types import Batch, Output, Stream, Variables
 
 TAGS = ('deep fusion', 'cross-modal attention', 'transformer', 'unaligned', 'missing modality')
 
@@ -143,38 +143,21 @@ def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     if len(model.streams) != 3:
         raise ValueError(f'mult: streams: found {model.streams}, but the authors know three')
     reader, letter = Reader(state, 'mult'), dict(zip(model.streams, 'lav', strict=True))
-    reader.skip('trans_*.version', 'trans_*.embed_positions._float_tensor')
     d, params = model.width, {}
     for name in model.streams:
         kernel = reader.take(f'proj_{letter[name]}.weight', d, None, model._kernel(name))
         if kernel.shape[1] != d:            # else the authors store it and do not use it
             params[f'project_{name}'] = {'kernel': kernel.transpose(2, 1, 0).reshape(-1, d)}
-        memory = _encoder(reader, f'trans_{letter[name]}_mem', model._memory_layers(), 2 * d)
+        memory = reader.encoder(f'trans_{letter[name]}_mem', model._memory_layers(), 2 * d)
         if name not in model._branches():   # likewise
             continue
         params[f'{name}_memory'] = memory
         for source in model._sources(name):
-            params[f'{name}_from_{source}'] = _encoder(
-                reader, f'trans_{letter[name]}_with_{letter[source]}', model.layers, d)
+            params[f'{name}_from_{source}'] = reader.encoder(
+                f'trans_{letter[name]}_with_{letter[source]}', model.layers, d)
     joined = 2 * d * len(model._branches())
     params['residual_in'] = reader.dense('proj1', joined, joined)
     params['residual_out'] = reader.dense('proj2', joined, joined)
     params['head'] = reader.dense('out_layer', joined, model.classes)
     reader.close()
     return {'params': params}
-
-
-def _encoder(reader: Reader, prefix: str, layers: int, d: int) -> Params:
-    def layer(p: str) -> Params:
-        return {
-            'attention_norm': reader.layer_norm(f'{p}.layer_norms.0', d),
-            'query_key_value': {'kernel': reader.take(f'{p}.self_attn.in_proj_weight', 3 * d, d).T,
-                                'bias': reader.take(f'{p}.self_attn.in_proj_bias', 3 * d)},
-            'attention_out': reader.dense(f'{p}.self_attn.out_proj', d, d),
-            'feedforward_norm': reader.layer_norm(f'{p}.layer_norms.1', d),
-            'expand': reader.dense(f'{p}.fc1', d, 4 * d),
-            'contract': reader.dense(f'{p}.fc2', 4 * d, d),
-        }
-
-    return {'layers': stack([layer(f'{prefix}.layers.{i}') for i in range(layers)]),
-            'norm': reader.layer_norm(f'{prefix}.layer_norm', d)}

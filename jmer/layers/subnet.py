@@ -1,0 +1,56 @@
+"""Sub-networks that make one vector of a stream before it is fused (Zadeh et al., EMNLP 2017)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from jmer.layers.norm import BatchNorm
+from jmer.layers.pooling import pool
+from jmer.layers.recurrent import LSTM
+from jmer.types import Array, Stream
+
+
+class PooledNet(nn.Module):
+    """Pooled over time, normalised, dropped out, three linear layers with ReLU; zeros where absent.
+
+    Attributes:
+        width: of the layers.
+        pooling: how a stream becomes a vector, see `layers.pooling`.
+        dropout: rate in front of the layers.
+    """
+
+    width: int
+    pooling: str = 'mean'
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, stream: Stream, present: Bool[Array, 'b'], *, train: bool
+    ) -> Float[Array, 'b {self.width}']:
+        there = jnp.any(stream.mask, -1)
+        x = BatchNorm(name='norm')(pool(stream.x, stream.mask, self.pooling), there & present, train=train)
+        x = nn.Dropout(self.dropout, name='dropout')(x, deterministic=not train)
+        for k in (1, 2, 3):
+            x = nn.relu(nn.Dense(self.width, name=f'linear_{k}')(x))
+        return jnp.where(there[:, None], x, 0.0)
+
+
+class LastStateNet(nn.Module):
+    """The last state of an LSTM, dropped out, and a linear layer; zeros where absent.
+
+    Attributes:
+        hidden: width of the LSTM.
+        width: of the result.
+        dropout: rate in front of the linear layer.
+    """
+
+    hidden: int
+    width: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, stream: Stream, *, train: bool) -> Float[Array, 'b {self.width}']:
+        x = pool(LSTM(self.hidden, name='lstm')(stream.x, stream.mask), stream.mask, 'last')
+        x = nn.Dropout(self.dropout, name='dropout')(x, deterministic=not train)
+        x = nn.Dense(self.width, name='linear')(x)
+        return jnp.where(jnp.any(stream.mask, -1)[:, None], x, 0.0)

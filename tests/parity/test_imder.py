@@ -1,0 +1,107 @@
+"""Parts of IMDer against the authors' code: the encoder, the recovery network, and the fusion, which is MulT's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmer.author import Reader
+from jmer.layers.attention import Encoder
+from jmer.layers.rcan import ResidualGroup
+from jmer.models.utterance import mult
+from jmer.types import Batch, Label, Stream
+
+from . import parity
+from .speech import QUICK, differentiate, floats
+from .test_mult import named_outputs
+
+
+def steps(x):
+    """Batch first, and nothing absent."""
+    x = np.swapaxes(x, 0, 1)
+    return x, np.ones(x.shape[:2], bool)
+
+
+@pytest.mark.parametrize('name', parity.names('imder_transformer'))
+def test_the_encoder_equals_the_authors(name):
+    fixture = parity.load(name)
+    meta, state = fixture.meta, fixture.section('param')
+    encoder = Encoder(meta['num_heads'], meta['layers'], causal=meta['attn_mask'])
+    (q, q_mask), (kv, kv_mask) = steps(fixture['input/q']), steps(fixture['input/kv'])
+
+    def convert(state):
+        reader = Reader({f'encoder.{key}': value for key, value in state.items()}, 'encoder')
+        params = reader.encoder('encoder', meta['layers'], meta['embed_dim'])
+        reader.close()
+        return {'params': params}
+
+    def run(variables):
+        found = {'cross': encoder.apply(variables, q, q_mask, kv, kv_mask, train=False),
+                 'self': encoder.apply(variables, q, q_mask, train=False),
+                 'cross_nomask': encoder.clone(causal=False).apply(variables, q, q_mask, kv, kv_mask, train=False)}
+        target = np.swapaxes(fixture['input/target'], 0, 1)
+        return jnp.square(found['cross'] - target).mean() + jnp.square(found['self']).mean(), found
+
+    variables, to_author = jax.vjp(convert, floats(state))
+    with jax.default_matmul_precision('highest'):
+        gradient = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICK)
+        (total, found), grads = gradient(variables)
+        grads, = to_author(grads)
+    for key, value in found.items():
+        parity.assert_close_output(fixture, f'output/{key}', np.swapaxes(value, 0, 1))
+    parity.assert_close_loss(fixture, 'loss/total', total)
+    parity.assert_close_gradients(fixture, grads)
+    fixture.assert_all_compared()
+
+
+@pytest.mark.parametrize('name', parity.names('imder_rcan'))
+def test_the_recovery_network_equals_the_authors(name):
+    fixture = parity.load(name)
+    meta = fixture.meta
+    group = ResidualGroup(meta['num_blocks'], meta['reduction'])
+    x = np.swapaxes(fixture['input/x'], 1, 2)
+    mask = np.ones(x.shape[:2], bool)
+
+    def convert(state):
+        reader = Reader(state, 'rcan')
+        params = reader.residual_group('', meta['num_blocks'], meta['num_channels'], meta['reduction'])
+        reader.close()
+        return {'params': params}
+
+    def run(variables):
+        y = group.apply(variables, x, mask)
+        return jnp.square(y).mean(), y
+
+    variables, to_author = jax.vjp(convert, fixture.section('param'))
+    with jax.default_matmul_precision('highest'):
+        (total, y), grads = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=QUICK)(variables)
+        grads, = to_author(grads)
+    parity.assert_close_output(fixture, 'output/y', np.swapaxes(y, 1, 2))
+    parity.assert_close_loss(fixture, 'loss/total', total)
+    parity.assert_close_gradients(fixture, grads)
+    fixture.assert_all_compared()
+
+
+@pytest.mark.parametrize('name', parity.names('imder_fusion'))
+def test_the_fusion_of_complete_streams_is_mult(name):
+    fixture = parity.load(name)
+    meta, state = fixture.meta, fixture.section('param')
+    rates = dict.fromkeys(('text_dropout', 'embed_dropout', 'attention_dropout', 'relu_dropout',
+                           'residual_dropout', 'out_dropout'), 0.0)
+    model = mult.Model(len(state['out_layer.bias']), width=meta['d'], heads=meta['heads'], layers=meta['nlevels'],
+                       kernels=(3, 3, 3), **rates)
+    inputs = {key: fixture[f'input/{key}'] for key in model.streams}
+    there = np.ones(len(inputs['text']), bool)
+    batch = Batch({key: Stream(x, np.ones(x.shape[:2], bool)) for key, x in inputs.items()}, there,
+                  {'sentiment': Label(fixture['input/label'], there)})
+
+    def error(out, batch):
+        return jnp.abs(out.logits - batch.labels['sentiment'].value).mean()
+
+    out, total, grads = differentiate(mult.params_from_author, model, state, batch, error)
+    found = named_outputs(out)
+    for key in fixture.section('output'):
+        parity.assert_close_output(fixture, f'output/{key}', found[key])
+    parity.assert_close_loss(fixture, 'loss/l1', total)
+    parity.assert_close_gradients(fixture, grads)
+    fixture.assert_all_compared()
