@@ -51,7 +51,9 @@ def read(path: str | os.PathLike, key: str = '') -> State:
         raise FileNotFoundError(f'{path}: no such file')
     try:
         return _bare_keys(_state(READERS[path.suffix.lower()](path), key))
-    except DAMAGES as fault:
+    except (*DAMAGES, OSError) as fault:
+        if isinstance(fault, OSError) and fault.filename:      # the file could not be opened at all
+            raise
         raise ValueError(f'{path}: {fault or type(fault).__name__}') from fault
 
 
@@ -75,6 +77,9 @@ def _is_state(value: Any) -> bool:
 
 
 def _bare_keys(state: State) -> State:
+    for key in state:
+        if not key.isprintable() or len(key) > 1000:      # messages will show it on a terminal
+            raise ValueError(f'found a tensor called {_shown(key)}, expected a printable name')
     if all(key.startswith('module.') for key in state):
         return {key.removeprefix('module.'): x for key, x in state.items()}
     return state
@@ -118,7 +123,7 @@ def _header(file: BinaryIO, size: int) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
-        raise ValueError('header: found a name twice')
+        raise ValueError('found a name twice')
     return dict(pairs)
 
 
@@ -150,7 +155,8 @@ def _sizes(key: str, sizes: Any) -> tuple[int, ...]:
 
 def _npz(path: Path) -> State:
     with _open_zip(path, EXPANSION) as archive:
-        return {member.filename.removesuffix('.npy'): _npy(archive, member) for member in archive.infolist()}
+        return _unique([(member.filename.removesuffix('.npy'), _npy(archive, member))
+                        for member in archive.infolist()])
 
 
 def _npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

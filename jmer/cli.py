@@ -111,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
         measuring.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
         measuring.add_argument('--split', default='test', metavar='S', help='see --split of evaluate (test)')
         measuring.add_argument('--json', type=Path, metavar='FILE', help='all figures')
+        if name == 'robustness':
+            measuring.add_argument('--noisy-audio', action='store_true',
+                                   help='also add noise to the sound files themselves')
 
     comparing = command('compare', compare, 'Compare two systems on the test items they share.',
                         'jmer compare runs/gmu runs/mult --json out.json')
@@ -143,6 +146,17 @@ def parser() -> argparse.ArgumentParser:
                             help='runs of the same recipe (folds, seeds) whose test results go onto the card')
     publishing.add_argument('--store', choices=('float32', 'float16', 'bfloat16', 'none'), default='float32',
                             help="what the weights are stored as; 'none' writes the card alone (float32)")
+
+    importing = command('import-author', import_author, "Turn the authors' checkpoint of a model into jmer's weights.",
+                        'jmer import-author gmu gmu.pt --set classes=23 hidden=512 --out weights/gmu')
+    importing.add_argument('model', metavar='MODEL')
+    importing.add_argument('file', type=Path, metavar='CHECKPOINT',
+                           help='a .safetensors, .npz, .pt, .pth or .bin file; no code in it is run')
+    importing.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for the weights')
+    importing.add_argument('--set', nargs='+', action='extend', default=[], metavar='FIELD=VALUE',
+                           help="the model's fields, where the authors' differ from the defaults")
+    importing.add_argument('--key', default='', metavar='NAME',
+                           help="mapping of tensors to take, such as 'model', where the file has several")
 
     benching = command('bench', bench, 'Measure what the figures of the documentation claim.',
                        'jmer bench import first-step')
@@ -309,6 +323,13 @@ def publish(options: argparse.Namespace) -> None:
           f'{card.get("params_sha256", "no weights")}')
 
 
+def import_author(options: argparse.Namespace) -> None:
+    from jmer import importing
+
+    card = importing.import_author(options.model, options.file, options.out, options.set, options.key)
+    print(f'{options.out}: {card["model"]}, {card["parameters"]} parameters, {card["params_sha256"]}')
+
+
 def compare(options: argparse.Namespace) -> None:
     from jmer.results import compare
 
@@ -320,7 +341,7 @@ def compare(options: argparse.Namespace) -> None:
 def robustness(options: argparse.Namespace) -> None:
     from jmer.results import robustness
 
-    _measure(options, robustness)
+    _measure(options, robustness, noisy_audio=options.noisy_audio)
 
 
 def contribution(options: argparse.Namespace) -> None:
@@ -329,7 +350,7 @@ def contribution(options: argparse.Namespace) -> None:
     _measure(options, contribution)
 
 
-def _measure(options: argparse.Namespace, what) -> None:
+def _measure(options: argparse.Namespace, what, **how: Any) -> None:
     """Measures weights, or every result of a run, which keeps what was found beside its card."""
     from jmer.results.collect import collect
 
@@ -338,7 +359,7 @@ def _measure(options: argparse.Namespace, what) -> None:
     folders = [result.folder for result in collect(run)] if list(run.glob('**/weights/card.json')) else []
     found = {}
     for name in map(str, folders or [options.checkpoint]):
-        found[name] = what.measure(name, options.data, options.split)
+        found[name] = what.measure(name, options.data, options.split, **how)
         what.show(found[name], _console())
     for folder in folders:
         _write(folder / f'{options.command}.json', found[str(folder)])

@@ -6,9 +6,8 @@ batches of one's own; to evaluate them or to predict clips, jmer would have to g
 """
 
 import hashlib
-import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 
 from jmer import author_files, checkpoint, zoo
 from jmer.train.experiment import Data, Experiment, override
@@ -57,6 +57,7 @@ def import_author(
 
 def _model(name: str, settings: Sequence[str]) -> nn.Module:
     """The model with these fields, parsed and refused as the options of an experiment."""
+    # Settings are parsed into a model that is there: the one field without default gets a value, if it is set at all.
     required = {'classes': 0} if any(setting.startswith('classes=') for setting in settings) else {}
     blank = Experiment(zoo.create(name, **required), Data('', ()))
     return override(blank, [f'model.{setting}' for setting in settings]).model
@@ -83,23 +84,86 @@ def _as_float32(x: np.ndarray) -> np.ndarray:
 
 
 def check(model: nn.Module, variables: Variables) -> dict[str, int]:
-    """The widths of the streams, as far as the weights show them.
+    """The widths of the model's streams, as far as the weights show them.
 
-    Raises ValueError naming every leaf that is not what the model would have made for streams of these widths.
-    Which sizes hang on widths is found by asking the model, without computing anything, for streams of widths
-    that occur nowhere else; a size that hangs on several at once is left unchecked.
+    Raises ValueError naming every leaf that is not as the model makes it for streams of these widths. Which sizes
+    hang on widths is asked of the model, without computing anything, by streams of widths that occur nowhere else.
+    A size that hangs on several is left unchecked, and all are where the model takes no such widths; a layer that
+    hangs on a width that nothing shows may be absent, as some models project only what is not as wide as they are.
     """
-    found = _kinds(variables)
-    first, second = (_probe(model, start) for start in (1009, 2003))
-    if first is None or second is None:
-        return _floats(found)
-    names = {width: name for name, width in _widths(model, 1009).items()}
-    widths = {names[n]: m for leaf in first if leaf in found and len(first[leaf][0]) == len(found[leaf][0])
-              for n, m in zip(first[leaf][0], found[leaf][0], strict=True) if n in names}
-    expected, other = _probe(model, 1009, widths), _probe(model, 2003, widths)
-    assert expected is not None and other is not None
-    faults = [f'{leaf}: found {found.get(leaf, "nothing")}, expected {expected.get(leaf, "nothing")}'
-              for leaf in sorted({*expected, *found}) if not _fits(leaf, found, expected, other)]
-    if faults:
-        raise ValueError('the weights do not fit the model:\n  ' + '\n  '.join(faults))
+    found, marks = _kinds(variables), dict(zip(_streams(model), MARKS, strict=False))
+    marked = _made(model, marks)
+    widths = _widths(found, marked, marks)
+    others = dict(zip(marks, [*MARKS[1:], MARKS[0]], strict=False))
+    expected = _agreed(_made(model, marks | widths), _made(model, others | widths))
+    unseen = {mark for name, mark in marks.items() if name not in widths}
+    optional = {_layer(leaf) for leaf, (shape, _) in marked.items() if unseen & set(shape)}
+    faults = [f'{leaf}: found {_told(found.get(leaf))}, expected {_told(expected.get(leaf))}'
+              for leaf in sorted({*expected, *found}) if leaf in found or _layer(leaf) not in optional
+              if not _fits(found.get(leaf), expected.get(leaf))]
+    if faults and expected:
+        raise ValueError(f'{len(faults)} weights do not fit the model:\n  ' + '\n  '.join(faults))
     return widths
+
+
+MARKS = [16 * 3 * prime for prime in (53, 59, 61, 67, 71, 73, 79, 83, 89, 97)]
+"""Widths that can be split over heads and states; none is the sum of others."""
+
+Kind = tuple[tuple[int | None, ...], str]
+"""Shape and dtype of a leaf; None stands for any size."""
+
+
+def _kinds(tree: Any) -> dict[str, Kind]:
+    """The leaves by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): (tuple(x.shape), x.dtype.name)
+            for path, x in leaves}
+
+
+def _layer(leaf: str) -> str:
+    return leaf.rpartition('/')[0]
+
+
+def _streams(model: nn.Module) -> tuple[str, ...]:
+    """The names of the streams that a model usually looks for; others than these it may find missing."""
+    own = (*getattr(model, 'streams', ()), getattr(model, 'stream', 'audio'))
+    return tuple(dict.fromkeys(('text', 'audio', 'vision', *own)))
+
+
+def _made(model: nn.Module, widths: Mapping[str, int]) -> dict[str, Kind]:
+    """The variables that the model makes for streams of these widths; none where it cannot take them."""
+    items = (2, 6) if zoo.family(zoo.name_of(model)) == 'dialogue' else (2,)
+
+    def init():
+        streams = {name: Stream(jnp.zeros((2, 6, d)), jnp.ones((2, 6), bool)) for name, d in widths.items()}
+        speakers = jnp.zeros(items, int) if len(items) == 2 else None
+        return model.init(jax.random.key(0), Batch(streams, jnp.ones(items, bool), {}, speakers), train=False)
+
+    try:
+        return _kinds(jax.eval_shape(init))
+    except (ValueError, TypeError, KeyError, FlaxError):
+        return {}
+
+
+def _agreed(one: Mapping[str, Kind], other: Mapping[str, Kind]) -> dict[str, Kind]:
+    """What two makings have in common."""
+    return {leaf: (tuple(n if n == m else None for n, m in zip(shape, other[leaf][0], strict=True)), dtype)
+            for leaf, (shape, dtype) in one.items() if leaf in other}
+
+
+def _widths(found: Mapping[str, Kind], marked: Mapping[str, Kind], marks: Mapping[str, int]) -> dict[str, int]:
+    """What stands in the weights where the model has a marked width."""
+    names: dict[int | None, str] = {mark: name for name, mark in marks.items()}
+    return {names[mark]: n for leaf, (shape, _) in marked.items() if leaf in found and len(found[leaf][0]) == len(shape)
+            for mark, n in zip(shape, found[leaf][0], strict=True) if mark in names and n is not None}
+
+
+def _fits(found: Kind | None, expected: Kind | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    return (found[1] == expected[1] and len(found[0]) == len(expected[0])
+            and all(m in (None, n) for n, m in zip(found[0], expected[0], strict=True)))
+
+
+def _told(kind: Kind | None) -> str:
+    return 'nothing' if kind is None else f'{kind[1]} {str(kind[0]).replace("None", "any")}'

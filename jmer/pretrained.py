@@ -12,6 +12,9 @@ NEEDED = {'model', 'fields', 'corpus', 'features', 'layout', 'streams', 'target'
           'licence', 'citation', 'source', 'data', 'groups'}
 """What a card has to say for its weights to be used."""
 
+IMPORTED = {'model', 'fields', 'imported'}
+"""What the card of an author's checkpoint has to say; nobody told jmer the rest."""
+
 
 def load(name: str) -> tuple[nn.Module, Variables, dict[str, Any]]:
     """The model, its variables and its card.
@@ -19,17 +22,31 @@ def load(name: str) -> tuple[nn.Module, Variables, dict[str, Any]]:
         model, variables, card = jmer.load('gmu/ravdess')
         output = model.apply(variables, batch, train=False)
 
-    name: '<model>/<dataset>' of the weights shipped with jmer, a folder of weights, or a run's folder
-    (its chosen weights). Variables are NumPy arrays under 'params' (and 'batch_stats' where the model has
-    batch normalisation); they go onto any device. Raises FileNotFoundError or ValueError naming the file,
-    where the folder is missing, torn, or holds something else.
+    name: '<model>/<dataset>' of the weights shipped with jmer, a folder of weights (also one that `jmer
+    import-author` wrote, see `jmer.importing`), or a run's folder (its chosen weights). Variables are NumPy arrays
+    under 'params' (and 'batch_stats' where the model has batch normalisation); they go onto any device. Raises
+    FileNotFoundError or ValueError naming the file, where the folder is missing, torn, or holds something else.
     """
-    variables, card = checkpoint.load(locate(name))
-    missing = NEEDED - set(card)
+    folder = locate(name)
+    if (folder / 'card.json').exists() and not (folder / 'params').exists():
+        card = checkpoint.read_json(folder / 'card.json')
+        raise FileNotFoundError(f'{folder}: a card without weights; they are made by: {card.get("command")}')
+    variables, card = checkpoint.load(folder)
+    missing = (IMPORTED if 'imported' in card else NEEDED) - set(card)
     if missing:
-        raise ValueError(f'{locate(name) / "card.json"}: found no {", ".join(sorted(missing))}; '
+        raise ValueError(f'{folder / "card.json"}: found no {", ".join(sorted(missing))}; '
                          'this is not the card of a model')
     return zoo.build({key: card[key] for key in ('model', 'fields')}), variables, card
+
+
+def load_trained(name: str) -> tuple[nn.Module, Variables, dict[str, Any]]:
+    """`load` for those who need to know the corpus: ValueError for imported weights, whose card cannot say it."""
+    model, variables, card = load(name)
+    if 'imported' in card:
+        raise ValueError(f'{locate(name) / "card.json"}: these weights were imported; found no corpus, labels and '
+                         'standardisation, expected those that they were trained with. jmer.load gives the model, '
+                         'for batches of your own')
+    return model, variables, card
 
 
 def locate(name: str) -> Path:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 # Tests compile much and compute little; what they start inherits it.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
@@ -16,6 +18,14 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 def pytest_addoption(parser):
     parser.addoption('--forbid-skips', action='store_true', help='a skipped test is a failure')
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share compiled functions stay in one process: those of a file, or of a model in the contract."""
+    for item in items:
+        model = item.callspec.params.get('name') if hasattr(item, 'callspec') else None
+        shared = f'model {model}' if item.path.name == 'test_models.py' and model else item.path.name
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -569,3 +569,47 @@ def test_predict_the_embedded_corpus(jmer, toys, tmp_path):
         jmer('predict', toys / 'seed0', 'tset'), 'predict',
         "nothing here belongs to 'tset'; name a part that is here .test, train"
     )
+
+
+@pytest.fixture(scope='module')
+def systems(tmp_path_factory):
+    """Two systems of two seeds each, as one command leaves them."""
+    folder = tmp_path_factory.mktemp('systems')
+    for name, hidden in (('a', 8), ('b', 4)):
+        assert cli.main([*TOY, f'model.hidden={hidden}', '--seeds', '2', '--also-test-selected',
+                         '--workdir', str(folder / name)]) == 0
+    return folder
+
+
+def test_seeds_are_told_together(jmer, systems):
+    described = json.loads(jmer('describe', systems / 'a')[1])
+    assert [one['chosen_step'] for one in described['seeds']] == [
+        described['cards'][f'seed{k}']['selected']['step'] for k in (0, 1)]
+    card = described['cards']['seed1']
+    assert '--seeds 2 --also-test-selected' in card['command'] and 'selection_gap' in card
+    told = jmer(*TOY, '--seeds', 2, '--also-test-selected', '--workdir', systems / 'a')[1]
+    assert '2 results' in told and 'chosen on the test: not a result' in told and '±' in told
+    refused(jmer('predict', systems / 'a', 'test'), 'predict', 'several folds or seeds; name one of them: .*seed0')
+
+
+def test_two_systems_are_compared(jmer, systems, toys, tmp_path):
+    status, told, _ = jmer('compare', systems / 'a', systems / 'b', '--json', tmp_path / 'out.json')
+    assert status == 0 and '95 % interval' in told and 'McNemar' in told
+    assert json.loads((tmp_path / 'out.json').read_text())['metrics']['uar']['p'] > 0
+    refused(jmer('compare', systems / 'a', toys / 'seed0'), 'compare', 'seeds')
+
+
+def test_measurements_are_kept_beside_the_card_and_reported(jmer, systems, tmp_path):
+    for what, word in (('robustness', 'area'), ('contribution', 'Shapley')):
+        status, told, _ = jmer(what, systems / 'a' / 'seed0')
+        assert status == 0 and word in told
+        assert (systems / 'a' / 'seed0' / f'{what}.json').exists()
+    page = tmp_path / 'page.html'
+    status, told, _ = jmer('report', systems / 'a', systems / 'b', '--out', page, '--plots', tmp_path / 'plots')
+    assert status == 0 and str(page) in told and '<html' in page.read_text()
+    assert len(list((tmp_path / 'plots').glob('*.png'))) > 4
+
+
+def test_the_page_of_results_is_in_step_with_the_cards(jmer):
+    status, told, complaint = jmer('results', '--check')
+    assert status == 0 and 'in step' in told, complaint

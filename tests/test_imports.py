@@ -23,6 +23,8 @@ ALLOWED = {
     'zoo': {'models'},
     'parallel': {'collectives'},
     'checkpoint': {'types', 'parallel'},
+    'author_files': set(),
+    'importing': {'types', 'author_files', 'checkpoint', 'zoo', 'train'},
     'pretrained': {'types', 'checkpoint', 'shipped', 'zoo'},
     'significance': {'types', 'metrics'},
     'calibration': {'types', 'metrics'},

@@ -52,7 +52,9 @@ CASES = {
     'sacl_lstm': {'streams': STREAMS, 'width': 3, 'layers': 1, 'dropout': 0.0},
     'sdt': {'width': 4, 'heads': 2},
     'sdumc': {'width': 4, 'hidden': (5, 3), 'contrast': 4},
+    'self_mm': {'states': (3, 2), 'widths': (3, 4), 'hidden': (4, 3, 3, 2)},
     'shiftser': {'shift': False, 'heads': 2, 'length': 15},
+    'tailor': {'steps': 12, 'width': 4, 'heads': 2, 'hidden': 3, 'layers': (1, 1, 2), 'join_layers': 1},
     'tetfn': {'states': (3, 2), 'width': 4, 'heads': 2, 'kernels': (1, 3), 'hidden': (4, 3, 3, 3)},
     'tfn': {'hidden': (3, 4, 5), 'text_width': 3, 'fusion_width': 6},
     'timnet': {'width': 6, 'blocks': 3},
@@ -75,7 +77,7 @@ PINS = {
     'graphcfc': 1287, 'graphmft': 735, 'headfusion': 539, 'ifmmin': 854, 'jca': 377, 'late': 364, 'lfmim': 21534,
     'lmf': 522, 'lmr_cbt': 3371, 'm3net': 362, 'mag': 1125, 'mcfn': 1265, 'misa': 4863, 'mmdfn': 1199, 'mmer': 2416,
     'mmgcn': 841, 'mmin': 1242, 'mser3m': 327, 'mult': 9475, 'multiemo': 2531, 'rja': 1543, 'sacl_lstm': 999,
-    'sdt': 1600, 'sdumc': 944, 'shiftser': 6531, 'tetfn': 9280, 'tfn': 917, 'timnet': 1236,
+    'sdt': 1600, 'sdumc': 944, 'self_mm': 402, 'shiftser': 6531, 'tailor': 0, 'tetfn': 9280, 'tfn': 917, 'timnet': 1236,
 }
 """Parameters of each case, on the widths of `batches`."""
 

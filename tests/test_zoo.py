@@ -124,3 +124,16 @@ def test_streams_may_bear_any_name():
     assert jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), batch, train=False))[
         0
     ].logits.shape == (3, 3)
+
+
+VOCABULARY = {
+    'early fusion', 'late fusion', 'deep fusion', 'hybrid fusion', 'joint representation', 'coordinated representation',
+    'data translation', 'multi-head attention', 'cross-modality attention', 'dual attention', 'graph attention',
+    'graph-based', 'gated', 'tensor', 'adversarial', 'contrastive', 'diffusion', 'distillation', 'uncertainty',
+    'missing modality', 'transformer', 'recurrent', 'convolutional', 'context', 'speaker-aware', 'speech', 'unaligned',
+}
+"""The survey literature's words for fusion and technology, and a few of our own for what goes in."""
+
+
+def test_tags_are_the_surveys_words():
+    assert set(zoo.tags()) <= VOCABULARY

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from jmer import significance
 from jmer.data.corpus import Target
-from jmer.results.collect import Result, Side, collect
+from jmer.results.collect import Result, Side, collect, target_of
 from jmer.train.evaluate import LOWER, metric_of, no_nan
 
 
@@ -94,16 +94,11 @@ def show(result: dict[str, Any], console: Console) -> None:
 def _system(folder: Path) -> System:
     runs = collect(folder)
     models = {run.card['model'] for run in runs}
-    targets = {_target_of(run) for run in runs}
+    targets = {target_of(run.card) for run in runs}
     for what, names in (('models', models), ('targets', {f'{x.name} ({x.kind}: {_list(x.names)})' for x in targets})):
         if len(names) > 1:
             raise ValueError(f'{folder}: found the {what} {_list(names)}, expected the runs of one experiment')
     return System(folder, models.pop(), targets.pop(), len(runs), _folds(folder, runs))
-
-
-def _target_of(run: Result) -> Target:
-    target = run.card['target']
-    return Target(target['name'], target['kind'], tuple(target['names']))
 
 
 def _folds(folder: Path, runs: list[Result]) -> dict[tuple[str, ...], Fold]:

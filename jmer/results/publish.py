@@ -9,8 +9,8 @@ import numpy as np
 
 from jmer import checkpoint, pretrained, significance
 from jmer.data.corpus import Target
-from jmer.results.collect import Result, Side, collect
-from jmer.train.evaluate import metric_of
+from jmer.results.collect import Result, Side, collect, pooled, target_of
+from jmer.train.evaluate import metric_of, no_nan
 
 
 def publish(run: str, folder: Path, results: Iterable[Path], store: str) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def publish(run: str, folder: Path, results: Iterable[Path], store: str) -> dict
     store: see `checkpoint.publish`; 'none' writes the card and no weights.
     Raises ValueError where a run differs in more than its protocol and seed, or has no test result.
     """
-    _, variables, card = pretrained.load(run)
+    _, variables, card = pretrained.load_trained(run)
     card = {key: value for key, value in card.items() if key not in ('params_sha256', 'stored_as')}
     others = [result for place in results for result in collect(place)]
     for other in others:
@@ -39,7 +39,8 @@ def summary(runs: Sequence[Result]) -> dict[str, Any]:
     """What several runs of a recipe say together, for a card.
 
     'results': one entry a run; 'mean', 'deviation' (of more than one) over them; 'interval': 95 %, bootstrap over the
-    groups of all test sides (where the runs kept their predictions); 'cost': as they were measured in training.
+    groups of all test sides, and 'ensemble': the seeds' mean scores taken as one system (both where all seeds were
+    tested on the same items); 'cost': as they were measured in training.
     """
     entries = [_entry(run) for run in runs]
     names = [name for name in runs[0].card['metrics']['test']
@@ -48,8 +49,9 @@ def summary(runs: Sequence[Result]) -> dict[str, Any]:
     found['mean'] = {k: statistics.fmean(one[k] for one in entries) for k in names}
     if len(runs) > 1:
         found['deviation'] = {k: statistics.stdev(one[k] for one in entries) for k in names}
-    if all('test' in run.sides for run in runs):
-        found['interval'] = _intervals(runs)
+    test = pooled(runs)
+    if test is not None:
+        found |= _together(test, target_of(runs[0].card))
     if all('cost' in run.card for run in runs):
         times = [line['time/ms_per_step'] for run in runs for line in run.log[1:]]
         found['cost'] = {**runs[0].card['cost'], 'ms_per_step': statistics.median(times) if times else None}
@@ -65,29 +67,15 @@ def _entry(run: Result) -> dict[str, Any]:
     return entry
 
 
-def _intervals(runs: Sequence[Result]) -> dict[str, list[float]]:
-    """Of every metric over the pooled test items of all folds, seeds averaged."""
-    card = runs[0].card
-    target = Target(card['target']['name'], card['target']['kind'], tuple(card['target']['names']))
-    by_seed: dict[int, list[Side]] = {}
-    for run in runs:
-        by_seed.setdefault(run.card['seed'], []).append(run.sides['test'])
-    pooled = [_pool(sides) for sides in by_seed.values()]
-    for side in pooled[1:]:
-        if not np.array_equal(side.ids, pooled[0].ids):
-            raise ValueError('results: found seeds that were tested on different items, expected all on the same')
+def _together(test: Side, target: Target) -> dict[str, dict[str, Any]]:
+    """Of every metric over the items of all folds: the interval, seeds averaged; the seeds as an ensemble."""
     metric = metric_of(target)
-    sums = significance.item_sums(metric, target.kind, np.stack([side.scores for side in pooled]), pooled[0].truth)
-    found = significance.bootstrap(metric.compute, significance.add_by(sums, pooled[0].groups))
-    return {name: [interval.low, interval.high] for name, interval in found.items()
-            if np.isfinite([interval.low, interval.high]).all()}
-
-
-def _pool(sides: Sequence[Side]) -> Side:
-    """Several test sides as one, sorted by id."""
-    whole = Side(*(np.concatenate(fields) for fields in zip(*sides, strict=True)))
-    order = np.argsort(whole.ids, kind='stable')
-    return Side(*(field[order] for field in whole))
+    sums = significance.item_sums(metric, target.kind, test.scores, test.truth)
+    found = significance.bootstrap(metric.compute, significance.add_by(sums, test.groups))
+    interval = {name: [one.low, one.high] for name, one in found.items() if np.isfinite(one).all()}
+    mean = significance.item_sums(metric, target.kind, test.scores.mean(0, keepdims=True), test.truth)
+    ensemble = {name: float(one[0]) for name, one in significance.by_seed(metric.compute, mean).items()}
+    return {'interval': interval, 'ensemble': no_nan(ensemble)}
 
 
 def _recipe(card: dict[str, Any]) -> dict[str, Any]:

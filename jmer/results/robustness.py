@@ -97,7 +97,7 @@ class Subject(NamedTuple):
 
 def subject(name: str, data_dir: Path | None, part: str) -> Subject:
     """Weights by name and the items of a part of their corpus; arguments and errors as `train.use.evaluate`."""
-    model, variables, card = pretrained.load(name)
+    model, variables, card = pretrained.load_trained(name)
     spec, moments = inputs.spec_from_json(card)
     data = data_from_json(card['data'])
     corpus = inputs.read(data, data_dir)

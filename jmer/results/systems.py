@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jmer import checkpoint, metrics, significance
 from jmer.data.corpus import Target
-from jmer.results.collect import Result, Side, collect
+from jmer.results.collect import Result, Side, collect, pooled, target_of
 from jmer.results.plots import Band
 from jmer.results.table import headline
 from jmer.train.evaluate import metric_of
@@ -95,8 +93,7 @@ def _recipe(card: Mapping[str, Any]) -> str:
 def _experiment(results: Sequence[Result]) -> Experiment:
     card = results[0].card
     folder = Path(os.path.commonpath([result.folder for result in results]))
-    target = Target(card['target']['name'], card['target']['kind'], tuple(card['target']['names']))
-    experiment = Experiment(folder, card['corpus'], target, card['model'], results)
+    experiment = Experiment(folder, card['corpus'], target_of(card), card['model'], results)
     _refuse_twice(experiment)
     return experiment
 
@@ -165,8 +162,8 @@ def _tests(results: Iterable[Result]) -> list[tuple[Result, Side]]:
 
 def _bands(results: Sequence[Result], target: Target) -> dict[str, Band]:
     """Figures of all test items with bootstrap intervals, averaged over the seeds."""
-    pooled = _pooled(results)
-    if pooled is None:
+    test = pooled(results)
+    if test is None:
         return {}
     metric = metric_of(target)
 
@@ -175,27 +172,6 @@ def _bands(results: Sequence[Result], target: Target) -> dict[str, Band]:
         return metric.compute(state) | {f'{figure}/{name}': value for figure, values in each.items()
                                         for name, value in zip(target.names, values, strict=True)}
 
-    groups, scores, truth = pooled
-    sums = significance.add_by(significance.item_sums(metric, target.kind, scores, truth), groups)
+    sums = significance.add_by(significance.item_sums(metric, target.kind, test.scores, test.truth), test.groups)
     found = significance.bootstrap(figures, sums, samples=SAMPLES)
     return {name: Band(*interval) for name, interval in found.items()}
-
-
-def _pooled(results: Sequence[Result]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Groups [n], scores [s n c] and truth of all test items; None where the seeds did not see the same ones."""
-    by_seed: dict[int, list[Side]] = {}
-    for result, side in _tests(results):
-        by_seed.setdefault(result.card['seed'], []).append(side)
-    sides = [_sorted(parts) for parts in by_seed.values()]
-    if not sides or any(len(set(side.ids)) < len(side.ids) or not np.array_equal(side.ids, sides[0].ids)
-                        for side in sides):
-        return None
-    return sides[0].groups, np.stack([side.scores for side in sides]), sides[0].truth
-
-
-def _sorted(sides: Sequence[Side]) -> Side:
-    whole = Side(*(np.concatenate(parts) for parts in zip(*sides, strict=True)))
-    order = np.argsort(whole.ids, kind='stable')
-    return Side(*(values[order] for values in whole))
-
-

@@ -32,8 +32,8 @@ two are in step.
 
 A figure is the mean ± standard deviation over the runs, which differ in their test part, their seed or both; the
 test side was opened once a run, after the epoch had been chosen as stated. The 95 % interval is a bootstrap over the
-speakers, videos or dialogues of the test side. Where a figure was chosen *on* the test side, it stands in a table of
-its own.
+speakers, videos or dialogues of the test side. *Seeds as one*: their mean scores, as an ensemble. Where a figure was
+chosen *on* the test side, it stands in a table of its own.
 """
 
 SELECTED = """Not to be compared with the figures above: **what the literature would print** of the same runs, the best
@@ -182,6 +182,7 @@ def _columns(rows: Sequence[Row], lead: str, kind: str) -> dict[str, list[str]]:
         'weights': [f'`{row.name}`' for row in rows],
         f'**{title(lead)}**': [_figure(row.runs, lead) for row in rows],
         '95 % interval': [_interval(row.card, lead) for row in rows],
+        'seeds as one': [_ensemble(row.card, lead) for row in rows],
         **{title(metric): [_figure(row.runs, metric) for row in rows] for metric in others},
         'runs': [str(len(row.runs)) for row in rows],
         'tested on': [listing(sorted({part for run in row.runs for part in run['test']})) for row in rows],
@@ -191,6 +192,11 @@ def _columns(rows: Sequence[Row], lead: str, kind: str) -> dict[str, list[str]]:
         'ms a step': [_plain(cost.get('ms_per_step')) for cost in costs],
     }
     return {name: cells for name, cells in columns.items() if any(cells)}
+
+
+def _ensemble(card: Mapping[str, Any], metric: str) -> str:
+    value = (card.get('ensemble') or {}).get(metric)
+    return '' if value is None else number(metric, value)
 
 
 def _gaps(rows: Sequence[Row], lead: str) -> list[str]:

@@ -25,7 +25,7 @@ def evaluate(name: str, data_dir: Path | None, part: str) -> dict[str, Any]:
     or 'all' that the folder holds. Raises ValueError for a part that is not there, or features of
     another version than the weights were trained on.
     """
-    model, variables, card = pretrained.load(name)
+    model, variables, card = pretrained.load_trained(name)
     spec, _ = inputs.spec_from_json(card)
     corpus = inputs.read(data_from_json(card['data']), data_dir)
     if corpus.spec.version != spec.version:
@@ -54,7 +54,7 @@ def predict(name: str, paths: Sequence[str]) -> list[dict[str, Any]]:
 
     Errors as `data.features.clip`.
     """
-    model, variables, card = pretrained.load(name)
+    model, variables, card = pretrained.load_trained(name)
     spec, _ = inputs.spec_from_json(card)
     clips: dict[Path, list[str]] = {}
     for path in paths:

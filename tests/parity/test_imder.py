@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jmer.author import Reader
+from jmer.layers import diffusion
 from jmer.layers.attention import Encoder
 from jmer.layers.rcan import ResidualGroup
-from jmer.models.utterance import mult
+from jmer.models.utterance import imder, mult
 from jmer.types import Batch, Label, Stream
 
 from . import parity
@@ -78,6 +79,53 @@ def test_the_recovery_network_equals_the_authors(name):
         grads, = to_author(grads)
     parity.assert_close_output(fixture, 'output/y', np.swapaxes(y, 1, 2))
     parity.assert_close_loss(fixture, 'loss/total', total)
+    parity.assert_close_gradients(fixture, grads)
+    fixture.assert_all_compared()
+
+
+def network_of(meta):
+    return diffusion.ScoreNetwork(tuple(meta['channels']), meta['embed_dim'], sigma=meta['sigma'])
+
+
+@pytest.mark.parametrize('name', parity.names('imder_scorenet'))
+def test_the_score_network_equals_the_authors(name):
+    fixture = parity.load(name)
+    meta = fixture.meta
+    network, sigma = network_of(meta), meta['sigma']
+    inputs = {k: np.swapaxes(v, -1, -2) if v.ndim > 2 else v for k, v in fixture.section('input').items()}
+    mask = np.ones(inputs['x'].shape[:2], bool)
+    x, condition, start = (Stream(inputs[k], mask) for k in ('x', 'condition', 'sampler_init_noise'))
+
+    def convert(state):
+        reader = Reader(state, 'score network')
+        params = imder.score_from_author(reader, '', network, x.x.shape[-1])
+        reader.close()
+        return {'params': params}
+
+    def matching(variables):
+        def score(*args):
+            return network.apply(variables, *args)
+
+        t = inputs['loss_random_t_uniform'] * (1 - meta['eps_loss']) + meta['eps_loss']
+        return diffusion.score_matching(score, x, condition, t, inputs['loss_z'], sigma).mean()
+
+    def outputs(variables):
+        def score(*args):
+            return network.apply(variables, *args)
+
+        condition_noise, step_noise = (jnp.asarray(inputs[f'sampler_{k}_noise']) for k in ('condition', 'step'))
+        drawn = diffusion.sample(score, start, condition, lambda i: (condition_noise[i], step_noise[i]),
+                                 steps=meta['num_steps'], sigma=sigma)
+        return {'score_cond': score(x, inputs['t'], condition), 'score_uncond': score(x, inputs['t']), 'sample': drawn}
+
+    variables, to_author = jax.vjp(convert, floats(fixture.section('param')))
+    with jax.default_matmul_precision('highest'):
+        found = jax.jit(outputs, compiler_options=QUICK)(variables)
+        total, grads = jax.jit(jax.value_and_grad(matching), compiler_options=QUICK)(variables)
+        grads, = to_author(grads)
+    for key, value in found.items():
+        parity.assert_close_output(fixture, f'output/{key}', np.swapaxes(value, 1, 2))
+    parity.assert_close_loss(fixture, 'loss/score', total)
     parity.assert_close_gradients(fixture, grads)
     fixture.assert_all_compared()
 

@@ -24,7 +24,7 @@ from jmer.layers.recurrent import BiGRU, BiLSTM
 from jmer.layers.transformer import Attention, layer_norm
 from jmer.types import Array, Batch, Output, Params, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'multi-head attention', 'transformer', 'recurrent', 'context',
+TAGS = ('deep fusion', 'cross-modality attention', 'multi-head attention', 'transformer', 'recurrent', 'context',
         'missing modality')
 CELLS = {'gru': BiGRU, 'lstm': BiLSTM}
 

@@ -23,7 +23,7 @@ from jmer.layers.recurrent import BiGRU
 from jmer.layers.transformer import Attention, PostNormLayer
 from jmer.types import Array, Batch, Output, Stream
 
-TAGS = ('deep fusion', 'cross-modal attention', 'multi-head attention', 'transformer', 'recurrent', 'context',
+TAGS = ('deep fusion', 'cross-modality attention', 'multi-head attention', 'transformer', 'recurrent', 'context',
         'speaker-aware', 'missing modality')
 
 

@@ -28,7 +28,7 @@ from jmer.layers.pooling import turn_mask, turn_vectors
 from jmer.layers.transformer import Attention, layer_norm
 from jmer.types import Array, Batch, Output, Params, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'multi-head attention', 'coordinated representation', 'contrastive',
+TAGS = ('deep fusion', 'cross-modality attention', 'multi-head attention', 'coordinated representation', 'contrastive',
         'transformer', 'recurrent', 'context', 'speaker-aware', 'missing modality')
 
 

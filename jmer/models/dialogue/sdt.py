@@ -26,7 +26,7 @@ from jmer.layers.position import interleaved
 from jmer.layers.transformer import Attention, layer_norm
 from jmer.types import Array, Batch, Output, Variables
 
-TAGS = ('deep fusion', 'hybrid fusion', 'cross-modal attention', 'multi-head attention', 'gated', 'distillation',
+TAGS = ('deep fusion', 'hybrid fusion', 'cross-modality attention', 'multi-head attention', 'gated', 'distillation',
         'transformer', 'context', 'speaker-aware', 'missing modality')
 
 

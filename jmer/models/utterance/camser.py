@@ -25,7 +25,7 @@ from jmer.layers.recurrent import BiLSTM
 from jmer.layers.steps import extend, fit
 from jmer.types import Array, Batch, Output, Stream, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'convolutional', 'recurrent', 'speech', 'missing modality')
+TAGS = ('deep fusion', 'cross-modality attention', 'convolutional', 'recurrent', 'speech', 'missing modality')
 
 SMALLEST = 63
 """Steps, and features, that AlexNet needs to leave one place."""

@@ -28,7 +28,7 @@ from jmer.layers.norm import BatchNorm
 from jmer.layers.steps import extend
 from jmer.types import Array, Batch, Output, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'transformer', 'joint representation', 'missing modality')
+TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'joint representation', 'missing modality')
 POOL = 8
 
 

@@ -23,7 +23,7 @@ from jmer.layers.attention import Encoder
 from jmer.layers.dropout import Dropout
 from jmer.types import Array, Batch, Output, Stream, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'transformer', 'unaligned', 'missing modality')
+TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'unaligned', 'missing modality')
 
 
 class Model(nn.Module):

@@ -26,7 +26,7 @@ from jmer.layers.pooling import pool
 from jmer.layers.steps import extend
 from jmer.types import Batch, Output, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'joint representation', 'missing modality')
+TAGS = ('deep fusion', 'cross-modality attention', 'joint representation', 'missing modality')
 
 
 class Model(nn.Module):

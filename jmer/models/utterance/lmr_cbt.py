@@ -26,7 +26,7 @@ from jmer.layers.recurrent import BiLSTM
 from jmer.layers.transformer import layer_norm
 from jmer.types import Array, Batch, Output, Stream, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'transformer', 'recurrent', 'unaligned', 'missing modality')
+TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'recurrent', 'unaligned', 'missing modality')
 KERNEL, LAYERS = 3, 2
 
 

@@ -26,7 +26,7 @@ from jmer.layers.pooling import pool
 from jmer.layers.recurrent import BiLSTM
 from jmer.types import Array, Batch, Output, Params, Stream, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'dual attention', 'gated', 'recurrent', 'unaligned',
+TAGS = ('deep fusion', 'cross-modality attention', 'dual attention', 'gated', 'recurrent', 'unaligned',
         'missing modality')
 SPAN = 9                                     # steps that one step behind the dilated convolutions sees
 

@@ -27,7 +27,7 @@ from jmer.layers.pooling import pool
 from jmer.layers.transformer import PostNormLayer
 from jmer.types import Array, Batch, Label, Output, Params, Stream, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'transformer', 'gated', 'contrastive', 'unaligned',
+TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'gated', 'contrastive', 'unaligned',
         'missing modality')
 
 

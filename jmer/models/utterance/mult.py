@@ -21,7 +21,7 @@ from jmer.layers.dropout import Dropout
 from jmer.layers.position import positions
 from jmer.types import Batch, Output, Stream, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'transformer', 'unaligned', 'missing modality')
+TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'unaligned', 'missing modality')
 
 
 class Model(nn.Module):

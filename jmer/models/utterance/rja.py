@@ -30,7 +30,7 @@ from jmer.layers.recurrent import LSTM
 from jmer.layers.steps import extend
 from jmer.types import Array, Batch, Output, Params, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'joint representation', 'recurrent', 'missing modality')
+TAGS = ('deep fusion', 'cross-modality attention', 'joint representation', 'recurrent', 'missing modality')
 LAYERS = 2
 
 

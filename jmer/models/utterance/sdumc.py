@@ -24,7 +24,7 @@ from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
 from jmer.types import Array, Batch, Label, Output, Stream, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'joint representation', 'distillation', 'contrastive',
+TAGS = ('deep fusion', 'cross-modality attention', 'joint representation', 'distillation', 'contrastive',
         'missing modality')
 
 QUERIES = ('fused', 'at', 'tv', 'av', 'audio', 'text', 'video')

@@ -26,7 +26,7 @@ from jmer.layers.pooling import pool
 from jmer.layers.recurrent import LSTM
 from jmer.types import Array, Batch, Output, Params, Stream, Variables
 
-TAGS = ('deep fusion', 'cross-modal attention', 'transformer', 'recurrent', 'unaligned', 'missing modality')
+TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'recurrent', 'unaligned', 'missing modality')
 LAYERS = 2
 
 
