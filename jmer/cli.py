@@ -126,8 +126,9 @@ def parser() -> argparse.ArgumentParser:
     reporting.add_argument('--out', type=Path, default=Path('report.html'), metavar='FILE', help='(report.html)')
     reporting.add_argument('--plots', type=Path, metavar='DIR', help='also the pictures, as PNG files')
 
-    listing = command('results', results, 'Write RESULTS.md from the cards of the published weights.',
+    listing = command('results', results, 'Write RESULTS.md from the cards in checkpoints/.',
                       'jmer results --check')
+    listing.add_argument('folder', nargs='?', type=Path, default=Path(), help='that holds checkpoints/ and RESULTS.md (.)')
     listing.add_argument('--check', action='store_true', help='only say whether it is in step with the cards')
 
     data = commands.add_parser('data', help='Look at a corpus.').add_subparsers(
@@ -374,11 +375,11 @@ def report_(options: argparse.Namespace) -> None:
 
 
 def results(options: argparse.Namespace) -> None:
-    from jmer import shipped
     from jmer.results import table
 
-    folder = shipped.root('checkpoints')
-    page = folder.parent / 'RESULTS.md'
+    folder, page = options.folder / 'checkpoints', options.folder / 'RESULTS.md'
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder}: no such folder; go to the top of a checkout')
     if options.check:
         table.check(folder, page)
     else:

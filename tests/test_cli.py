@@ -611,5 +611,5 @@ def test_measurements_are_kept_beside_the_card_and_reported(jmer, systems, tmp_p
 
 
 def test_the_page_of_results_is_in_step_with_the_cards(jmer):
-    status, told, complaint = jmer('results', '--check')
+    status, told, complaint = jmer('results', ROOT, '--check')
     assert status == 0 and 'in step' in told, complaint

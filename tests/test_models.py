@@ -31,6 +31,9 @@ CASES = {
     'early': {'hidden': (8,)},
     'gmu': {'streams': STREAMS, 'hidden': 6},
     'headfusion': {'heads': 2, 'hidden': 3, 'channels': (2, 3, 3, 3, 3)},
+    'imder': {'streams': ('text', 'audio'), 'width': 8, 'heads': 2, 'layers': 1, 'channels': (8, 8, 8, 8), 'embed': 6,
+              'groups': (2, 4), 'steps': 2, 'sigma': 2.0, 'blocks': 1, 'reduction': 4, 'hide': (1.0, 0.0),
+              'attention_dropout': (0.0, 0.0)},
     'jca': {'streams': ('text', 'vision'), 'steps': 12, 'width': 4, 'attention': 3, 'hidden': 3},
     'late': {'hidden': (8,), 'rule': 'weighted'},
     'lfmim': {'steps': (9, 12, 7), 'width': 8, 'heads': 2, 'layers': 2, 'tokens': 2},
@@ -74,7 +77,7 @@ PINS = {
     'attcorr': 172, 'bclstm': 1235, 'camser': 1924, 'cauain': 735, 'cfn_esa': 2322, 'cfn_sr': 567, 'cmt_gru': 899,
     'cmt_mser': 6174, 'cogmen': 1809, 'ctnet': 2100, 'dagerc': 1551, 'deer': 403, 'dialoguegcn': 1053,
     'dialoguernn': 1823, 'dst': 1653, 'dualgats': 919, 'dwformer': 4381, 'early': 291, 'gcnet': 2844, 'gmu': 677,
-    'graphcfc': 1287, 'graphmft': 735, 'headfusion': 539, 'ifmmin': 854, 'jca': 377, 'late': 364, 'lfmim': 21534,
+    'graphcfc': 1287, 'graphmft': 735, 'headfusion': 539, 'ifmmin': 854, 'imder': 1, 'jca': 377, 'late': 364, 'lfmim': 21534,
     'lmf': 522, 'lmr_cbt': 3371, 'm3net': 362, 'mag': 1125, 'mcfn': 1265, 'misa': 4863, 'mmdfn': 1199, 'mmer': 2416,
     'mmgcn': 841, 'mmin': 1242, 'mser3m': 327, 'mult': 9475, 'multiemo': 2531, 'rja': 1543, 'sacl_lstm': 999,
     'sdt': 1600, 'sdumc': 944, 'self_mm': 402, 'shiftser': 6531, 'tailor': 0, 'tetfn': 9280, 'tfn': 917, 'timnet': 1236,
@@ -204,6 +207,8 @@ UNMOVED: dict[str, list[str]] = {
     # Only the teacher of the second stage looks at what the last autoencoder imagines.
     'ifmmin': [f"['cascade']{layer}['{part}']" for layer in ("['block_1']['decode_0']", "['block_1']['decode_1']",
                "['transition_0']", "['transition_1']") for part in ('bias', 'kernel')],
+    # Drawn once and never learnt.
+    'imder': ["['score_audio']['frequencies']", "['score_text']['frequencies']"],
     # A turn of one vector is a sequence of one step: there is nothing to choose from.
     'ctnet': [f"['{m}_from_{n}_0']['query']['{part}']" for m in sorted(STREAMS) for n in sorted(STREAMS)
               for part in ('bias', 'kernel')],

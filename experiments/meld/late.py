@@ -14,7 +14,8 @@ STREAMS = ('text',)
 
 def get() -> Experiment:
     return Experiment(
-        model=zoo.create('late', classes=7, streams=STREAMS, rule='weighted', hidden=(128,), pooling='mean', dropout=0.5),
+        model=zoo.create('late', classes=7, streams=STREAMS, rule='weighted', hidden=(128,), pooling='mean',
+                         dropout=0.5),
         data=Data('meld', STREAMS, turns=True,
                   protocol=Protocol(train=('train',), validation=('dev',), test=('test',)), batch_size=128),
         optimizer=Optimizer('adamw', rate=1e-3, schedule='cosine', warmup=0.1, weight_decay=0.1),

@@ -14,7 +14,8 @@ STREAMS = ('text', 'audio', 'vision')
 
 def get() -> Experiment:
     return Experiment(
-        model=zoo.create('late', classes=2, streams=STREAMS, rule='weighted', hidden=(128,), pooling='mean', dropout=0.5),
+        model=zoo.create('late', classes=2, streams=STREAMS, rule='weighted', hidden=(128,), pooling='mean',
+                         dropout=0.5),
         data=Data('mosi', STREAMS, target='polarity', turns=True, protocol=Protocol(test=('test',), held_out=10),
                   batch_size=64),
         optimizer=Optimizer('adamw', rate=1e-3, schedule='cosine', warmup=0.1, weight_decay=0.1),

@@ -210,7 +210,7 @@ class Upsample(nn.Module):
 
 def _convolve(stream, width, name, stride=1, bias=False):
     """A convolution over three steps. A result is present if the step in its middle is."""
-    seen = windows(*stream, 3, stride=stride, before=1, after=1)
+    seen = windows(stream.x, stream.mask, 3, stride=stride, before=1, after=1)
     return Stream(nn.Dense(width, use_bias=bias, name=name)(seen), stream.mask[:, ::stride])
 
 

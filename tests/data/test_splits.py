@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from jmer.data.corpus import Corpus, Item, Spec, StreamSpec, Target
-from jmer.data.splits import Protocol, split
+from jmer.data.splits import Protocol, folds, split
 
 SPEC = Spec(
     'tiny', '1', 'utterance', (StreamSpec('audio', 1),), (Target('emotion', 'class', ('sad', 'glad')),)
@@ -106,3 +107,52 @@ def test_an_unknown_part_is_refused_by_name(field):
 def test_what_cannot_be_split(protocol, message):
     with pytest.raises(ValueError, match=message):
         split(FOLDS, protocol)
+
+
+def spoken(*rows):
+    """A corpus of (group, part, speaker, number) items."""
+    return Corpus(SPEC, tuple(
+        Item(f'{group}-{k}', group, part, {'audio': np.full((2, 1), number, np.float32)}, {},
+             attributes={'speaker': speaker})
+        for k, (group, part, speaker, number) in enumerate(rows)))
+
+
+def test_a_side_knows_who_is_on_it():
+    splits = split(spoken(('d1', 'train', 'Ann', 1), ('d2', 'test', 'Bob', 2), ('d2', 'test', 'Ann', 3)), Protocol())
+    assert (splits.train.ids, splits.train.groups, splits.train.speakers) == (['d1-0'], {'d1'}, {'Ann'})
+    assert (splits.test.ids, splits.test.groups, splits.test.speakers) == (['d2-1', 'd2-2'], {'d2'}, {'Ann', 'Bob'})
+    assert len(splits.test) == 2
+
+
+def test_speakers_are_kept_apart_where_the_protocol_says_so():
+    """Dialogues of the same people may stand on two sides, unless speakers are meant to be new."""
+    corpus = spoken(('d1', 'train', 'Ann', 1), ('d2', 'test', 'Ann', 2))
+    assert split(corpus, Protocol()).train.speakers == {'Ann'}
+    with pytest.raises(ValueError, match=r"the speakers \['Ann'\] stand in train and in test"):
+        split(corpus, Protocol(disjoint='speakers'))
+
+
+def test_a_copy_of_an_item_may_not_cross():
+    corpus = spoken(('d1', 'train', 'Ann', 1), ('d1', 'train', 'Ann', 1), ('d2', 'test', 'Bob', 1))
+    with pytest.raises(ValueError, match=r'd1-[01] in train and d2-2 in test hold the same numbers'):
+        split(corpus, Protocol())
+    apart = spoken(('d1', 'train', 'Ann', 1), ('d1', 'train', 'Ann', 1), ('d2', 'test', 'Bob', 2))
+    assert len(split(apart, Protocol()).train) == 2, 'copies on one side are no leak'
+
+
+def test_the_test_side_is_sealed(tmp_path):
+    """It cannot be looked into, it opens for a choice that is written down, and it opens once."""
+    choice = tmp_path / 'selection.json'
+    test = split(FOLDS, Protocol(test=('fold0',))).test
+    assert not hasattr(test, 'items')
+    with pytest.raises(ValueError, match=r'sealed until the choice .*selection\.json is not there'):
+        test.open(choice)
+    choice.write_text('{}')
+    assert {item.group for item in test.open(choice).items} == set('ab')
+    with pytest.raises(ValueError, match='opened before'):
+        test.open(choice)
+
+
+def test_groups_can_judge_and_be_counted_as_folds():
+    assert folds(FOLDS, 'parts') == ['fold0', 'fold1', 'fold2'] and folds(FOLDS, 'groups') == list('abcdefg')
+    assert groups(split(FOLDS, Protocol(test=('c',), held_out=1)))[2] == 'c'

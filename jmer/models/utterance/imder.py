@@ -98,26 +98,22 @@ class Model(nn.Module):
         seen = {name: Stream(s.x, s.mask & ~hidden[name][:, None]) for name, s in given.items()}
         full, recovered = {}, {}
         for i, name in enumerate(self.streams):
-            drawn, recovery = self._recover(name, given[name], hidden[name], seen, jax.random.fold_in(key, i + 1), train)
+            own = jax.random.fold_in(key, i + 1)
+            drawn, recovery = self._recover(name, given[name], hidden[name], seen, own, train)
             missing = ~jnp.any(seen[name].mask, -1)[:, None]
             full[name] = Stream(jnp.where(missing[..., None], drawn.x, seen[name].x),
                                 jnp.where(missing, drawn.mask, seen[name].mask))
             if train:
                 recovered[name] = recovery
-        last = self._fuse(full, train)
-        joined = jnp.concatenate(list(last.values()), -1)
-        inner = nn.relu(nn.Dense(joined.shape[-1], name='residual_in')(joined))
-        inner = Dropout(self.out_dropout, name='dropout_out')(inner, train=train)
-        hidden_sum = joined + nn.Dense(joined.shape[-1], name='residual_out')(inner)
-        return Output(nn.Dense(self.classes, name='head')(hidden_sum),
-                      {'joined': joined, 'last': last, 'streams': full, 'recovered': recovered})
+        logits, last = self._fuse(full, train)
+        return Output(logits, {'last': last, 'streams': full, 'recovered': recovered})
 
     def _project(self, batch: Batch, train: bool) -> dict[str, Stream]:
         """The streams at one width and one number of steps."""
         projected = {}
         for name in self.streams:
-            x, mask = batch.streams[name]
-            x = jnp.where(mask[..., None], x, 0)
+            mask = batch.streams[name].mask
+            x = jnp.where(mask[..., None], batch.streams[name].x, 0)
             if name == self.streams[0]:
                 x = Dropout(self.text_dropout, name=f'dropout_{name}')(x, train=train)
             projected[name] = Stream(x, mask)
@@ -144,11 +140,12 @@ class Model(nn.Module):
 
     def _condition(self, name: str, seen: dict[str, Stream]) -> Stream:
         """What the other streams say, those that are there: one as it is, two joined by a dense layer."""
-        others = [seen[other]._replace(x=jax.lax.stop_gradient(seen[other].x)) for other in seen if other != name]
-        others = [Stream(jnp.where(mask[..., None], x, 0), mask) for x, mask in others]
+        others = [(jnp.where(s.mask[..., None], jax.lax.stop_gradient(s.x), 0), s.mask)
+                  for other, s in seen.items() if other != name]
+        x, x_mask = others[0]
         if len(others) == 1:
-            return others[0]
-        (x, x_mask), (y, y_mask) = others
+            return Stream(x, x_mask)
+        y, y_mask = others[1]
         both = nn.Dense(self.width, name=f'join_without_{name}')(jnp.concatenate([x, y], -1))
         all_there = jnp.any(x_mask, -1) & jnp.any(y_mask, -1)
         mask = x_mask | y_mask
@@ -170,11 +167,11 @@ class Model(nn.Module):
             t = t * (1 - diffusion.SOONEST) + diffusion.SOONEST
             score = diffusion.score_matching(net, truth, condition, t, z, self.sigma)
         wanted = jnp.any(condition.mask, -1) & ~jnp.any(seen[name].mask, -1)
-        x = self._sample(net, condition, jnp.any(wanted), of_sample, train)
+        noisy = self._sample(net, condition, jnp.any(wanted), of_sample, train)
 
-        x = nn.Dense(2 * self.width, name=f'widen_{name}')(x)
-        x = ResidualGroup(self.blocks, self.reduction, name=f'refine_{name}')(x, condition.mask)
-        drawn = Stream(nn.Dense(self.width, name=f'narrow_{name}')(x), condition.mask)
+        wide = nn.Dense(2 * self.width, name=f'widen_{name}')(noisy)
+        wide = ResidualGroup(self.blocks, self.reduction, name=f'refine_{name}')(wide, condition.mask)
+        drawn = Stream(nn.Dense(self.width, name=f'narrow_{name}')(wide), condition.mask)
         both = (truth.mask & drawn.mask)[..., None]
         squares = jnp.sum(jnp.where(both, jnp.square(drawn.x - truth.x), 0), (1, 2))
         error = squares / (self.width * jnp.maximum(jnp.sum(both, (1, 2)), 1))
@@ -210,15 +207,19 @@ class Model(nn.Module):
 
         return jax.lax.cond(needed, draw, lambda: jnp.zeros((b, t, d), condition.x.dtype))
 
-    def _fuse(self, full: dict[str, Stream], train: bool) -> dict[str, Float[Array, 'b e']]:
-        """The last steps of what every stream has read of the others, as in MulT."""
+    def _fuse(self, full: dict[str, Stream], train: bool) -> tuple[Array, dict[str, Array]]:
+        """Scores, and the last steps of what every stream has read of the others, as in MulT."""
         last = {}
         for name, (x, mask) in full.items():
             read = [self._encoder(f'{name}_from_{source}', self.layers, self._rate(source))(
                 x, mask, *full[source], train=train) for source in full if source != name]
             memory = self._encoder(f'{name}_memory', self._memory_layers(), self.attention_dropout[0])
             last[name] = memory(jnp.concatenate(read, -1), mask, train=train, last=True)[:, 0]
-        return last
+        joined = jnp.concatenate(list(last.values()), -1)
+        inner = nn.relu(nn.Dense(joined.shape[-1], name='residual_in')(joined))
+        inner = Dropout(self.out_dropout, name='dropout_out')(inner, train=train)
+        joined += nn.Dense(joined.shape[-1], name='residual_out')(inner)
+        return nn.Dense(self.classes, name='head')(joined), last
 
     def _encoder(self, name: str, layers: int, attention_dropout: float) -> Encoder:
         return Encoder(self.heads, layers, attention_dropout, self.relu_dropout, self.residual_dropout,

@@ -90,9 +90,11 @@ class Model(nn.Module):
         joined = self._encoder((3, 1), self.join_layers, 'join_common')([joined, total], train=train)
         found = _Decoder(self.classes, self.heads, self.hidden, self.decoder_layers, self.dropout, name='decoder')(
             joined, train=train)
-        aux = {'private': private, 'common': common, 'common_scores': self._scores('common', total.x[:, 0], train),
-               'told': self._tell(private, common, train)}
-        return Output(self._scores('label', found, train), aux)
+        drop = Dropout(self.score_dropout, name='dropout_scores')
+        scores = drop(nn.Dense(1, name='scores')(found)[..., 0], train=train)
+        common_scores = drop(nn.Dense(self.classes, name='scores_common')(total.x[:, 0]), train=train)
+        return Output(scores, {'private': private, 'common': common, 'common_scores': common_scores,
+                               'told': self._tell(private, common, train)})
 
     def _aligned(self, batch: Batch) -> list[Stream]:
         """The streams, as long as the longest; absent steps are zero unless they are read."""
@@ -108,7 +110,9 @@ class Model(nn.Module):
     def _encoder(self, parts: tuple[int, ...], layers: int, name: str) -> '_Encoder':
         return _Encoder(parts, self.steps, self.heads, self.hidden, layers, self.dropout, self.read_padding, name=name)
 
-    def _squash(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], rate: float, name: str, train: bool) -> Stream:
+    def _squash(
+        self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], rate: float, name: str, train: bool
+    ) -> Stream:
         x = jnp.tanh(Dropout(rate, name=name)(x, train=train))
         return Stream(x if self.read_padding else jnp.where(mask[..., None], x, 0), mask)
 
@@ -117,11 +121,6 @@ class Model(nn.Module):
         x = jnp.sum(jnp.stack([stream.x for stream in common]), 0)
         mask = jnp.any(jnp.stack([stream.mask for stream in common]), 0)
         return Stream(x, jnp.ones_like(mask) if self.read_padding else mask)
-
-    def _scores(self, name: str, x: Float[Array, 'b *d'], train: bool) -> Float[Array, 'b c']:
-        """One score from what each label's query has found, or all from one vector."""
-        x = nn.Dense(self.classes, name='scores_common')(x) if name == 'common' else nn.Dense(1, name='scores')(x)[..., 0]
-        return Dropout(self.score_dropout, name=f'dropout_scores_{name}')(x, train=train)
 
     def _tell(
         self, private: Sequence[Stream], common: Sequence[Stream], train: bool
@@ -183,12 +182,12 @@ class _Decoder(nn.Module):
     def __call__(self, read: Stream, *, train: bool) -> Float[Array, 'b c d']:
         width = read.x.shape[-1]
         labels = self.param('labels', nn.initializers.normal(0.02), (self.labels, width))
-        x = jnp.broadcast_to(layer_norm('norm', EPSILON)(labels)[None], (len(read.x), self.labels, width))
+        x: Array = jnp.broadcast_to(layer_norm('norm', EPSILON)(labels)[None], (len(read.x), self.labels, width))
         x = Dropout(self.dropout, name='dropout')(x, train=train)
         everyone = jnp.ones(x.shape[:2], bool)
         for k in range(self.layers):
             seen = jnp.ones((len(x), self.labels, self.labels), bool)
-            y = Attention(self.heads, self.dropout, name=f'labels_{k}')(x, x, seen, train=train)
+            y: Array = Attention(self.heads, self.dropout, name=f'labels_{k}')(x, x, seen, train=train)
             y = Dropout(self.dropout, name=f'dropout_{k}')(y, train=train)
             x = layer_norm(f'norm_{k}', EPSILON)(x + y)
             x = PostNormLayer(self.heads, self.hidden, 'gelu', EPSILON, self.dropout, name=f'layer_{k}')(
