@@ -128,7 +128,8 @@ def parser() -> argparse.ArgumentParser:
 
     listing = command('results', results, 'Write RESULTS.md from the cards in checkpoints/.',
                       'jmer results --check')
-    listing.add_argument('folder', nargs='?', type=Path, default=Path(), help='that holds checkpoints/ and RESULTS.md (.)')
+    listing.add_argument('folder', nargs='?', type=Path, default=Path(),
+                         help='that holds checkpoints/ and RESULTS.md (.)')
     listing.add_argument('--check', action='store_true', help='only say whether it is in step with the cards')
 
     data = commands.add_parser('data', help='Look at a corpus.').add_subparsers(

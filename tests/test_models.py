@@ -31,9 +31,9 @@ CASES = {
     'early': {'hidden': (8,)},
     'gmu': {'streams': STREAMS, 'hidden': 6},
     'headfusion': {'heads': 2, 'hidden': 3, 'channels': (2, 3, 3, 3, 3)},
-    'imder': {'streams': ('text', 'audio'), 'width': 8, 'heads': 2, 'layers': 1, 'channels': (8, 8, 8, 8), 'embed': 6,
-              'groups': (2, 4), 'steps': 2, 'sigma': 2.0, 'blocks': 1, 'reduction': 4, 'hide': (1.0, 0.0),
-              'attention_dropout': (0.0, 0.0)},
+    'imder': {'streams': ('text', 'audio'), 'width': 8, 'heads': 2, 'layers': 1, 'channels': (8, 8), 'embed': 6,
+              'groups': (2, 4), 'score_layers': 1, 'steps': 9, 'sigma': 2.0, 'blocks': 1, 'reduction': 4,
+              'hide': (1.0, 0.0), 'error_weight': 1e-3, 'attention_dropout': (0.0, 0.0)},
     'jca': {'streams': ('text', 'vision'), 'steps': 12, 'width': 4, 'attention': 3, 'hidden': 3},
     'late': {'hidden': (8,), 'rule': 'weighted'},
     'lfmim': {'steps': (9, 12, 7), 'width': 8, 'heads': 2, 'layers': 2, 'tokens': 2},
@@ -44,6 +44,7 @@ CASES = {
     'misa': {'width': 4, 'hidden': 8},
     'ifmmin': {'width': 3, 'text_channels': 2, 'narrowing': (4, 3), 'blocks': 2, 'hidden': (4,)},
     'mmer': {'width': 8, 'heads': 2, 'hidden': 6},
+    'mmim': {'states': (3, 2), 'widths': (4, 4), 'width': 5, 'audio_vision': True},
     'mmin': {'width': 3, 'text_channels': 2, 'narrowing': (4, 3), 'blocks': 2, 'hidden': (4,)},
     'mser3m': {'width': 4, 'heads': 1, 'hidden': 3},
     'mult': {'streams': ('text', 'audio'), 'width': 8, 'heads': 2, 'layers': 2},
@@ -77,10 +78,12 @@ PINS = {
     'attcorr': 172, 'bclstm': 1235, 'camser': 1924, 'cauain': 735, 'cfn_esa': 2322, 'cfn_sr': 567, 'cmt_gru': 899,
     'cmt_mser': 6174, 'cogmen': 1809, 'ctnet': 2100, 'dagerc': 1551, 'deer': 403, 'dialoguegcn': 1053,
     'dialoguernn': 1823, 'dst': 1653, 'dualgats': 919, 'dwformer': 4381, 'early': 291, 'gcnet': 2844, 'gmu': 677,
-    'graphcfc': 1287, 'graphmft': 735, 'headfusion': 539, 'ifmmin': 854, 'imder': 1, 'jca': 377, 'late': 364, 'lfmim': 21534,
+    'graphcfc': 1287, 'graphmft': 735, 'headfusion': 539, 'ifmmin': 854, 'imder': 24213, 'jca': 377, 'late': 364,
+    'lfmim': 21534,
     'lmf': 522, 'lmr_cbt': 3371, 'm3net': 362, 'mag': 1125, 'mcfn': 1265, 'misa': 4863, 'mmdfn': 1199, 'mmer': 2416,
-    'mmgcn': 841, 'mmin': 1242, 'mser3m': 327, 'mult': 9475, 'multiemo': 2531, 'rja': 1543, 'sacl_lstm': 999,
-    'sdt': 1600, 'sdumc': 944, 'self_mm': 402, 'shiftser': 6531, 'tailor': 0, 'tetfn': 9280, 'tfn': 917, 'timnet': 1236,
+    'mmgcn': 841, 'mmim': 891, 'mmin': 1242, 'mser3m': 327, 'mult': 9475, 'multiemo': 2531, 'rja': 1543,
+    'sacl_lstm': 999, 'sdt': 1600, 'sdumc': 944, 'self_mm': 402, 'shiftser': 6531, 'tailor': 1999, 'tetfn': 9280,
+    'tfn': 917, 'timnet': 1236,
 }
 """Parameters of each case, on the widths of `batches`."""
 
@@ -212,6 +215,11 @@ UNMOVED: dict[str, list[str]] = {
     # A turn of one vector is a sequence of one step: there is nothing to choose from.
     'ctnet': [f"['{m}_from_{n}_0']['query']['{part}']" for m in sorted(STREAMS) for n in sorted(STREAMS)
               for part in ('bias', 'kernel')],
+    # Only the entropies, which want a memory of earlier batches, look at what is projected.
+    'mmim': [f"['estimate_{pair}']['project']['{part}']" for pair in ('audio_from_text', 'audio_from_vision',
+             'vision_from_text') for part in ('bias', 'kernel')],
+    # All labels share it, and a softmax over them does not see what they share.
+    'tailor': ["['scores']['bias']"],
 }
 """Parameters that one step cannot move, with the reason beside them."""
 

@@ -99,20 +99,20 @@ def noise(key: PRNGKeyArray, rows: int, steps: int, width: int) -> Float[Array, 
 class ScoreNetwork(nn.Module):
     """A U-Net over time whose every level reads a condition through an encoder of MulT.
 
-    Four levels, each but the first half as long as the one above, and back. Where this differs from IMDer's
-    code: padding is masked, in the group normalisation too, and the number of steps is free (theirs has to be
-    a multiple of 8, for which both are the same).
+    Every level but the first is half as long as the one above, and back it goes. Where this differs from
+    IMDer's code: padding is masked, in the group normalisation too, and the number of steps is free (theirs has
+    to be a multiple of 8, for which both are the same).
 
     Attributes:
-        channels: features of the levels, multiples of `heads` and of the groups. The condition is as wide as
-            the first.
+        channels: features of the levels, two or more (theirs are four), multiples of `heads` and of the groups.
+            The condition is as wide as the first.
         embed: features of the time, even.
         groups: of the normalisation, on the first level on the way down and everywhere else.
         heads, layers: of the encoders.
         sigma: of the equation.
     """
 
-    channels: tuple[int, int, int, int] = (32, 64, 128, 256)
+    channels: tuple[int, ...] = (32, 64, 128, 256)
     embed: int = 256
     groups: tuple[int, int] = (4, 32)
     heads: int = 8
@@ -133,9 +133,10 @@ class ScoreNetwork(nn.Module):
             h = self._level(h, condition, time, f'down_{i}', self.groups[i > 0])
             levels.append(h)
             conditions.append(condition)
-        for i in (3, 2, 1):
+        lowest = len(levels) - 1
+        for i in range(lowest, 0, -1):
             above, width = levels[i - 1], self.channels[i - 1]
-            h = _widen(_beside(h, levels[i]) if i < 3 else h, width, above, f'up_{i}')
+            h = _widen(_beside(h, levels[i]) if i < lowest else h, width, above, f'up_{i}')
             if condition is not None:
                 condition = _widen(condition, width, conditions[i - 1], f'condition_up_{i}')
             h = self._level(h, condition, time, f'up_{i}', self.groups[1])

@@ -153,3 +153,51 @@ def test_the_fusion_of_complete_streams_is_mult(name):
     parity.assert_close_loss(fixture, 'loss/l1', total)
     parity.assert_close_gradients(fixture, grads)
     fixture.assert_all_compared()
+
+
+def completed(state, network, blocks, width):
+    """A fusion's tensors joined by those of recovery, which it does not use and its fixture does not hold."""
+    rng = np.random.default_rng(0)
+
+    def draw(key, *shape):
+        return {f'{key}.weight': rng.normal(size=shape).astype(np.float32) / 8,
+                f'{key}.bias': np.full(shape[0], 0.1, np.float32)}
+
+    wide, narrow = 2 * width, 2 * width // 16
+    for letter in 'lav':
+        state = state | {f'score_{letter}.{key}': value for key, value in network.items()}
+        state |= draw(f'rec_{letter}.0', wide, width, 1) | draw(f'rec_{letter}.2', width, wide, 1)
+        state |= draw(f'rec_{letter}.1.body.{blocks}', wide, wide, 3)
+        for i in range(blocks):
+            block = f'rec_{letter}.1.body.{i}.body'
+            state |= draw(f'{block}.0', wide, wide, 3) | draw(f'{block}.2', wide, wide, 3)
+            state |= draw(f'{block}.3.conv_du.0', narrow, wide, 1) | draw(f'{block}.3.conv_du.2', wide, narrow, 1)
+    for pair in ('va', 'la', 'lv'):
+        state |= draw(f'cat_{pair}', width, wide, 1)
+    return state
+
+
+@pytest.mark.parametrize('name', parity.names('imder_fusion'))
+def test_the_whole_model_on_complete_streams_equals_the_authors(name):
+    fixture, other = parity.load(name), parity.load('imder_scorenet')
+    meta, state = fixture.meta, fixture.section('param')
+    model = imder.Model(len(state['out_layer.bias']), width=meta['d'], heads=meta['heads'], layers=meta['nlevels'],
+                        channels=tuple(other.meta['channels']), embed=other.meta['embed_dim'], blocks=1, steps=2)
+    inputs = {key: fixture[f'input/{key}'] for key in model.streams}
+    there = np.ones(len(inputs['text']), bool)
+    batch = Batch({key: Stream(x, np.ones(x.shape[:2], bool)) for key, x in inputs.items()}, there,
+                  {'sentiment': Label(fixture['input/label'], there)})
+
+    def error(out, batch):
+        term = imder.loss(model, out, batch)['label']
+        return (term.value * term.weight).sum() / term.weight.sum()
+
+    state = completed(state, other.section('param'), 1, meta['d'])
+    out, total, grads = differentiate(imder.params_from_author, model, state, batch, error)
+    found = {f'Feature_{key[0]}': value for key, value in out.aux['last'].items()}
+    found |= {'Feature_f': out.aux['joined'], 'M': out.logits}
+    for key in fixture.section('output'):
+        parity.assert_close_output(fixture, f'output/{key}', found[key])
+    parity.assert_close_loss(fixture, 'loss/l1', total)
+    parity.assert_close_gradients(fixture, grads)
+    fixture.assert_all_compared()

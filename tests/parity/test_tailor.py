@@ -46,3 +46,27 @@ def test_equals_the_authors(name):
         named_outputs,
         all_losses,
     )
+
+
+def test_padding_is_all_that_the_field_is_about():
+    """On unpadded streams it changes nothing; on padded ones it does."""
+    fields = {'steps': 3, 'width': 4, 'heads': 2, 'hidden': 3, 'layers': (1, 1, 1), 'join_layers': 1}
+    masked, reading = (tailor.Model(2, read_padding=read, **fields) for read in (False, True))
+    rng = np.random.default_rng(0)
+    x = {name: rng.normal(size=(2, 3, 2)).astype(np.float32) for name in masked.streams}
+    labels = np.array([[0, 1], [1, 1]], np.float32)
+    whole = fusion.batch_of(labels, **{name: fusion.sequence(value) for name, value in x.items()})
+    short = np.array([[True, True, True], [True, False, False]])
+    padded = fusion.batch_of(labels, **{name: fusion.sequence(value, short) for name, value in x.items()})
+    variables = jax.jit(lambda key: masked.init(key, whole, train=False))(jax.random.key(0))
+
+    def terms_of(model, batch):
+        out = model.apply(variables, batch, train=False)
+        return {name: fusion.total(term) for name, term in tailor.loss(model, out, batch).items()}
+
+    run = jax.jit(terms_of, static_argnums=0, compiler_options=fusion.QUICK)
+    for name, value in run(reading, whole).items():
+        np.testing.assert_allclose(run(masked, whole)[name], value, rtol=1e-5, err_msg=name)
+    apart = {name: abs(float(run(masked, padded)[name] - value)) for name, value in run(reading, padded).items()}
+    assert apart.pop('common') < 1e-6, 'of the first step, which is there'
+    assert min(apart.values()) > 1e-6, apart

@@ -53,8 +53,8 @@ class Model(nn.Module):
     width: features of a step after projection; a stream that has this width already is not projected.
     kernel: steps that a projection sees, without padding.
     heads, layers: of the cross-modal encoders; memory encoders have at least 3 layers.
-    channels, embed, groups: of the score networks (`layers.diffusion.ScoreNetwork`); the first of
-        `channels` is `width`.
+    channels, embed, groups, score_layers: of the score networks (`layers.diffusion.ScoreNetwork`), the last
+        being the layers of their encoders; the first of `channels` is `width`.
     sigma, steps: of the diffusion, and of its sampler.
     blocks, reduction: of the residual networks.
     hide: in training, the shares of items from which one stream is hidden, and two.
@@ -70,9 +70,10 @@ class Model(nn.Module):
     kernel: int = 3
     heads: int = 8
     layers: int = 4
-    channels: tuple[int, int, int, int] = (32, 64, 128, 256)
+    channels: tuple[int, ...] = (32, 64, 128, 256)
     embed: int = 256
     groups: tuple[int, int] = (4, 32)
+    score_layers: int = 2
     sigma: float = 25.0
     steps: int = 100
     blocks: int = 20
@@ -105,15 +106,15 @@ class Model(nn.Module):
                                 jnp.where(missing, drawn.mask, seen[name].mask))
             if train:
                 recovered[name] = recovery
-        logits, last = self._fuse(full, train)
-        return Output(logits, {'last': last, 'streams': full, 'recovered': recovered})
+        logits, read = self._fuse(full, train)
+        return Output(logits, read | {'streams': full, 'recovered': recovered})
 
     def _project(self, batch: Batch, train: bool) -> dict[str, Stream]:
         """The streams at one width and one number of steps."""
         projected = {}
         for name in self.streams:
             mask = batch.streams[name].mask
-            x = jnp.where(mask[..., None], batch.streams[name].x, 0)
+            x: Array = jnp.where(mask[..., None], batch.streams[name].x, 0)
             if name == self.streams[0]:
                 x = Dropout(self.text_dropout, name=f'dropout_{name}')(x, train=train)
             projected[name] = Stream(x, mask)
@@ -142,26 +143,25 @@ class Model(nn.Module):
         """What the other streams say, those that are there: one as it is, two joined by a dense layer."""
         others = [(jnp.where(s.mask[..., None], jax.lax.stop_gradient(s.x), 0), s.mask)
                   for other, s in seen.items() if other != name]
-        x, x_mask = others[0]
         if len(others) == 1:
-            return Stream(x, x_mask)
-        y, y_mask = others[1]
+            return Stream(*others[0])
+        (x, x_mask), (y, y_mask) = others
         both = nn.Dense(self.width, name=f'join_without_{name}')(jnp.concatenate([x, y], -1))
-        all_there = jnp.any(x_mask, -1) & jnp.any(y_mask, -1)
-        mask = x_mask | y_mask
-        return Stream(jnp.where(mask[..., None], jnp.where(all_there[:, None, None], both, x + y), 0), mask)
+        all_there = (jnp.any(x_mask, -1) & jnp.any(y_mask, -1))[:, None, None]
+        mask = jnp.asarray(x_mask) | y_mask
+        return Stream(jnp.where(mask[..., None], jnp.where(all_there, both, x + y), 0), mask)
 
     def _recover(
         self, name: str, truth: Stream, hidden: Bool[Array, 'b'], seen: dict[str, Stream], key: PRNGKeyArray,
         train: bool,
     ) -> tuple[Stream, Recovery]:
         """A stream as it is drawn from the others, and how well that goes where the truth is known."""
-        condition, net = self._condition(name, seen), self._network(name)
+        condition, net = self._condition(name, seen), score_network(self, f'score_{name}')
         truth = truth._replace(x=jax.lax.stop_gradient(truth.x))
         at, of_z, of_sample = jax.random.split(key, 3)
         rows, hidden = jnp.arange(len(hidden)), hidden & jnp.any(condition.mask, -1)
         t = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(at, row)))(rows)
-        score = jnp.zeros(len(hidden))
+        score: Array = jnp.zeros(len(hidden))
         if train or self.is_initializing():
             z = diffusion.noise(of_z, *truth.x.shape)
             t = t * (1 - diffusion.SOONEST) + diffusion.SOONEST
@@ -176,10 +176,6 @@ class Model(nn.Module):
         squares = jnp.sum(jnp.where(both, jnp.square(drawn.x - truth.x), 0), (1, 2))
         error = squares / (self.width * jnp.maximum(jnp.sum(both, (1, 2)), 1))
         return drawn, Recovery(score, error, hidden)
-
-    def _network(self, name: str) -> diffusion.ScoreNetwork:
-        return diffusion.ScoreNetwork(self.channels, self.embed, self.groups, self.heads, sigma=self.sigma,
-                                      name=f'score_{name}')
 
     def _sample(
         self, net: diffusion.ScoreNetwork, condition: Stream, needed: Bool[Array, ''], key: PRNGKeyArray, train: bool
@@ -207,19 +203,19 @@ class Model(nn.Module):
 
         return jax.lax.cond(needed, draw, lambda: jnp.zeros((b, t, d), condition.x.dtype))
 
-    def _fuse(self, full: dict[str, Stream], train: bool) -> tuple[Array, dict[str, Array]]:
+    def _fuse(self, full: dict[str, Stream], train: bool) -> tuple[Array, dict[str, Any]]:
         """Scores, and the last steps of what every stream has read of the others, as in MulT."""
-        last = {}
+        last: dict[str, Array] = {}
         for name, (x, mask) in full.items():
             read = [self._encoder(f'{name}_from_{source}', self.layers, self._rate(source))(
                 x, mask, *full[source], train=train) for source in full if source != name]
             memory = self._encoder(f'{name}_memory', self._memory_layers(), self.attention_dropout[0])
             last[name] = memory(jnp.concatenate(read, -1), mask, train=train, last=True)[:, 0]
-        joined = jnp.concatenate(list(last.values()), -1)
-        inner = nn.relu(nn.Dense(joined.shape[-1], name='residual_in')(joined))
+        joined: Array = jnp.concatenate(list(last.values()), -1)
+        inner: Array = nn.relu(nn.Dense(joined.shape[-1], name='residual_in')(joined))
         inner = Dropout(self.out_dropout, name='dropout_out')(inner, train=train)
-        joined += nn.Dense(joined.shape[-1], name='residual_out')(inner)
-        return nn.Dense(self.classes, name='head')(joined), last
+        whole = joined + nn.Dense(joined.shape[-1], name='residual_out')(inner)
+        return nn.Dense(self.classes, name='head')(whole), {'joined': joined, 'last': last}
 
     def _encoder(self, name: str, layers: int, attention_dropout: float) -> Encoder:
         return Encoder(self.heads, layers, attention_dropout, self.relu_dropout, self.residual_dropout,
@@ -241,6 +237,12 @@ class Model(nn.Module):
             raise fault('channels', f'the width {self.width} first')
         if len(self.attention_dropout) < len(self.streams):
             raise fault('attention_dropout', f'one for each of {self.streams}')
+
+
+def score_network(model: Model, name: str | None = None) -> diffusion.ScoreNetwork:
+    """The score network of a stream: with a name a part of the module in whose call this stands."""
+    return diffusion.ScoreNetwork(model.channels, model.embed, model.groups, model.heads, model.score_layers,
+                                  model.sigma, name=name)
 
 
 def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
@@ -272,11 +274,12 @@ def score_from_author(reader: Reader, prefix: str, network: diffusion.ScoreNetwo
         if i:
             params[f'condition_down_{i}'] = reader.conv1d(f'{prefix}conv{i + 1}_cond', inputs[i], d, 3, bias=False)
         level(f'down_{i}', f'{i + 1}', f'dense{i + 1}', f'gnorm{i + 1}', d)
-    for i in (3, 2, 1):
+    levels = len(network.channels)
+    for i in range(levels - 1, 0, -1):
         d, below = network.channels[i - 1], network.channels[i]
-        params[f'up_{i}'] = {'kernel': transposed(f'tconv{i + 1}', below if i == 3 else 2 * below, d)}
+        params[f'up_{i}'] = {'kernel': transposed(f'tconv{i + 1}', below if i == levels - 1 else 2 * below, d)}
         params[f'condition_up_{i}'] = {'kernel': transposed(f'tconv{i + 1}_cond', below, d)}
-        level(f'up_{i}', f't{i + 1}', f'dense{8 - i}', f'tgnorm{i + 1}', d)
+        level(f'up_{i}', f't{i + 1}', f'dense{2 * levels - i}', f'tgnorm{i + 1}', d)
     for ours, key, d in (('out', 'tconv1', 2 * inputs[1]), ('condition_out', 'tconv1_cond', inputs[1])):
         # With stride 1 a transposed convolution is one with its kernel turned round.
         params[ours] = {'kernel': transposed(key, d, width)[::-1].reshape(-1, width),
@@ -292,7 +295,7 @@ def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     reader, letter = Reader(state, 'imder'), dict(zip(model.streams, 'lav', strict=True))
     reader.skip('text_model.*')
     d, params = model.width, {}
-    network = model._network('').clone(parent=None)
+    network = score_network(model)
     for (name, mine), pair in zip(letter.items(), ('va', 'lv', 'la'), strict=True):
         kernel = reader.take(f'proj_{mine}.weight', d, None, model.kernel)
         if kernel.shape[1] != d:            # else the authors store it and do not use it
