@@ -80,9 +80,9 @@ PINS = {
     'dialoguernn': 1823, 'dst': 1653, 'dualgats': 919, 'dwformer': 4381, 'early': 291, 'gcnet': 2844, 'gmu': 677,
     'graphcfc': 1287, 'graphmft': 735, 'headfusion': 539, 'ifmmin': 854, 'imder': 24213, 'jca': 377, 'late': 364,
     'lfmim': 21534, 'lmf': 522, 'lmr_cbt': 3371, 'm3net': 362, 'mag': 1125, 'mcfn': 1265, 'misa': 4863,
-    'mmdfn': 1199, 'mmer': 2416, 'mmgcn': 841, 'mmim': 891, 'mmin': 1242, 'mser3m': 327, 'mult': 9475, 'multiemo': 2531, 'rja': 1543,
-    'sacl_lstm': 999, 'sdt': 1600, 'sdumc': 944, 'self_mm': 402, 'shiftser': 6531, 'tailor': 1999, 'tetfn': 9280,
-    'tfn': 917, 'timnet': 1236,
+    'mmdfn': 1199, 'mmer': 2416, 'mmgcn': 841, 'mmim': 891, 'mmin': 1242, 'mser3m': 327, 'mult': 9475,
+    'multiemo': 2531, 'rja': 1543, 'sacl_lstm': 999, 'sdt': 1600, 'sdumc': 944, 'self_mm': 402, 'shiftser': 6531,
+    'tailor': 1999, 'tetfn': 9280, 'tfn': 917, 'timnet': 1236,
 }
 """Parameters of each case, on the widths of `batches`."""
 

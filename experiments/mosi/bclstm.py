@@ -1,6 +1,6 @@
 """bc-LSTM on CMU-MOSI, the features and the split of its paper (Poria et al., ACL 2017). Two classes.
 
-    jmer train mosi/bclstm --data DIR
+    jmer train mosi/bclstm --data DIR --seeds 5
 
 Ten videos of the training part choose the epoch; the test part judges.
 """

@@ -28,6 +28,8 @@ class Protocol:
     seed: of that draw.
     disjoint: what may not stand on two sides: always groups; speakers as well where a corpus is split by
         dialogue and speakers are meant to be new.
+    copies: what becomes of items that hold the same numbers as one on another side: 'refuse' the split, or 'drop'
+        them from the side that comes first (short lines that everybody says, once turns stand alone).
     """
 
     test: tuple[str, ...] = ('test',)
@@ -36,6 +38,7 @@ class Protocol:
     held_out: int = 0
     seed: int = 0
     disjoint: Literal['groups', 'speakers'] = 'groups'
+    copies: Literal['refuse', 'drop'] = 'refuse'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,9 @@ def split(corpus: Corpus, protocol: Protocol) -> Splits:
         chosen = _draw_groups(train, protocol.held_out, protocol.seed)
         validation += tuple(item for item in train if item.group in chosen)
         train = tuple(item for item in train if item.group not in chosen)
+    if protocol.copies == 'drop':
+        validation = _without_copies(validation, test)
+        train = _without_copies(train, validation + test)
     if not train:
         raise ValueError(f'{corpus.spec.name}: nothing is left to train on under {protocol}')
     sides = {'train': Side(train), 'validation': Side(validation), 'test': Side(test)}
@@ -162,6 +168,12 @@ def _refuse_leaks(sides: dict[str, Side], disjoint: str) -> None:
         for content in copies[one].keys() & copies[other].keys():
             raise ValueError(f'{copies[one][content]} in {one} and {copies[other][content]} in {other} hold the '
                              'same numbers: one is a copy of the other, and results on it would not be honest')
+
+
+def _without_copies(items: tuple[Item, ...], others: tuple[Item, ...]) -> tuple[Item, ...]:
+    """The items of which there is no copy among the others."""
+    known = {_content(item) for item in others if item.streams}
+    return tuple(item for item in items if not item.streams or _content(item) not in known)
 
 
 def _content(item: Item) -> bytes:

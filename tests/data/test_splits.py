@@ -136,6 +136,9 @@ def test_a_copy_of_an_item_may_not_cross():
     corpus = spoken(('d1', 'train', 'Ann', 1), ('d1', 'train', 'Ann', 1), ('d2', 'test', 'Bob', 1))
     with pytest.raises(ValueError, match=r'd1-[01] in train and d2-2 in test hold the same numbers'):
         split(corpus, Protocol())
+    dropped = split(corpus._replace(items=(*corpus.items, *spoken(('d3', 'train', 'Cyd', 9)).items)),
+                    Protocol(copies='drop'))
+    assert dropped.train.ids == ['d3-0'] and dropped.test.ids == ['d2-2'], 'the test side stays whole'
     apart = spoken(('d1', 'train', 'Ann', 1), ('d1', 'train', 'Ann', 1), ('d2', 'test', 'Bob', 2))
     assert len(split(apart, Protocol()).train) == 2, 'copies on one side are no leak'
 
