@@ -18,6 +18,8 @@ Several processes (hosts, or several on one machine): `start_processes` in each 
 touches JAX, `shard` with each process's own rows, everything else unchanged.
 """
 
+import resource
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,7 +32,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jmer.collectives import AXIS, total
 
 __all__ = ['AXIS', 'ROWS', 'Split', 'compile_predict', 'compile_step', 'fetch', 'is_main_process', 'mesh',
-           'replicate', 'shard', 'split_seeds', 'start_processes', 'total']
+           'peak_memory', 'replicate', 'shard', 'split_seeds', 'start_processes', 'total']
 
 Tree = TypeVar('Tree')
 Step = Callable[[Any, Any, jax.Array], tuple[Any, Any]]
@@ -185,6 +187,16 @@ def start_processes(coordinator: str | None = None, count: int | None = None,
     elif not 0 <= index < count:
         raise ValueError(f'index: found {index}, expected 0 to {count - 1}, the count being {count}')
     jax.distributed.initialize(coordinator, count, index)
+
+
+def peak_memory() -> int:
+    """Bytes: the most that any of this process's devices has held, or, on CPU, this whole process."""
+    known = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stats['peak_bytes_in_use'] for stats in known if 'peak_bytes_in_use' in stats]
+    if peaks:
+        return max(peaks)
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def is_main_process() -> bool:

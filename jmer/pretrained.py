@@ -28,9 +28,9 @@ def load(name: str) -> tuple[nn.Module, Variables, dict[str, Any]]:
     FileNotFoundError or ValueError naming the file, where the folder is missing, torn, or holds something else.
     """
     folder = locate(name)
-    if (folder / 'card.json').exists() and not (folder / 'params').exists():
-        card = checkpoint.read_json(folder / 'card.json')
-        raise FileNotFoundError(f'{folder}: a card without weights; they are made by: {card.get("command")}')
+    card = checkpoint.read_json(folder / 'card.json') if (folder / 'card.json').exists() else {}
+    if 'command' in card and 'params_sha256' not in card and not (folder / 'params').exists():
+        raise FileNotFoundError(f'{folder}: a card of figures, without weights; they are made by: {card["command"]}')
     variables, card = checkpoint.load(folder)
     missing = (IMPORTED if 'imported' in card else NEEDED) - set(card)
     if missing:

@@ -20,12 +20,23 @@ def pytest_addoption(parser):
     parser.addoption('--forbid-skips', action='store_true', help='a skipped test is a failure')
 
 
+def shared_by(item):
+    """Tests that share compiled functions: those of a file, or of a model in the contract."""
+    model = item.callspec.params.get('name') if hasattr(item, 'callspec') else None
+    return f'model {model}' if item.path.name == 'test_models.py' and model else str(item.path)
+
+
 def pytest_collection_modifyitems(items):
-    """Tests that share compiled functions stay in one process: those of a file, or of a model in the contract."""
+    """They run one after the other in one process."""
     for item in items:
-        model = item.callspec.params.get('name') if hasattr(item, 'callspec') else None
-        shared = f'model {model}' if item.path.name == 'test_models.py' and model else item.path.name
-        item.add_marker(pytest.mark.xdist_group(shared))
+        item.add_marker(pytest.mark.xdist_group(shared_by(item)))
+    items.sort(key=shared_by)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Their programs are forgotten when they are done: of all models together they fill a machine's memory."""
+    if nextitem is None or shared_by(nextitem) != shared_by(item):
+        jax.clear_caches()
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -4,6 +4,7 @@ A finished run is a folder with `weights/card.json`, `predictions.npz` and `log.
 folds or seeds is a folder of such folders. Every comparison, figure and report starts here.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from jmer.data.corpus import Target
 from jmer.train import log, predictions
 from jmer.train.predictions import Side
 
-__all__ = ['Result', 'Side', 'collect', 'pooled', 'target_of']
+__all__ = ['Result', 'Side', 'collect', 'logged', 'pooled', 'target_of']
 
 
 class Result(NamedTuple):
@@ -46,6 +47,12 @@ def _read(folder: Path) -> Result:
 def target_of(card: Mapping[str, Any]) -> Target:
     """The target that a card names."""
     return Target(card['target']['name'], card['target']['kind'], tuple(card['target']['names']))
+
+
+def logged(results: Sequence[Result], key: str) -> float | None:
+    """The median of a figure over the logs, without their first lines, whose steps were compiled as well."""
+    found = [line[key] for result in results for line in result.log[1:] if line.get(key) is not None]
+    return float(statistics.median(found)) if found else None
 
 
 def pooled(results: Sequence[Result]) -> Side | None:

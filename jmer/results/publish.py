@@ -9,7 +9,7 @@ import numpy as np
 
 from jmer import checkpoint, pretrained, significance
 from jmer.data.corpus import Target
-from jmer.results.collect import Result, Side, collect, pooled, target_of
+from jmer.results.collect import Result, Side, collect, logged, pooled, target_of
 from jmer.train.evaluate import metric_of, no_nan
 
 
@@ -53,8 +53,8 @@ def summary(runs: Sequence[Result]) -> dict[str, Any]:
     if test is not None:
         found |= _together(test, target_of(runs[0].card))
     if all('cost' in run.card for run in runs):
-        times = [line['time/ms_per_step'] for run in runs for line in run.log[1:]]
-        found['cost'] = {**runs[0].card['cost'], 'ms_per_step': statistics.median(times) if times else None}
+        found['cost'] = {**runs[0].card['cost'], 'ms_per_step': logged(runs, 'time/ms_per_step'),
+                         'peak_bytes': logged(runs, 'memory/peak_bytes')}
     return found
 
 

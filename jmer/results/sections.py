@@ -13,7 +13,7 @@ import numpy as np
 
 from jmer import calibration
 from jmer.results import plots
-from jmer.results.collect import Result
+from jmer.results.collect import Result, logged
 from jmer.results.page import Picture, Section, escape, table
 from jmer.results.systems import System
 from jmer.results.table import Number, chosen_by, is_share, joined, listing, number, short, spread, title
@@ -435,6 +435,10 @@ def _selection_gap(systems: Sequence[System]) -> Section | None:
 COSTS = {'FLOP a step': 'flops_per_step', 'ms a step': 'ms_per_step', 'peak memory, bytes': 'peak_bytes'}
 
 
+LOGGED = {'ms_per_step': 'time/ms_per_step', 'peak_bytes': 'memory/peak_bytes'}
+"""What the logs call the costs that runs measure."""
+
+
 def _cost(systems: Sequence[System]) -> Section | None:
     """What a training step costs: bars where there is something to compare, else a table."""
     values = {system.label: {'parameters': system.cards[0].get('parameters'),
@@ -450,12 +454,11 @@ def _cost(systems: Sequence[System]) -> Section | None:
 
 
 def _costs(system: System, key: str) -> float | None:
-    """The median over the runs: of the card, or for the time of the log, whose first line also compiled."""
+    """The median over the runs: of the cards, or of the logs."""
     found = [value for card in system.cards if (value := (card.get('cost') or {}).get(key)) is not None]
-    if not found and key == 'ms_per_step':
-        found = [line['time/ms_per_step'] for result in system.results for line in result.log[1:]
-                 if line.get('time/ms_per_step') is not None]
-    return float(statistics.median(found)) if found else None
+    if not found:
+        return logged(system.results, LOGGED.get(key, key))
+    return float(statistics.median(found))
 
 
 PARTS: tuple[Callable[[Sequence[System]], Section | None], ...] = (

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from rich.console import Console
 
 from jmer import calibration, checkpoint, cost, losses, metrics, parallel, zoo
@@ -108,20 +109,16 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
     target = corpus.spec.target(experiment.data.target)
     share = parallel.split_seeds(experiment.seeds, mesh, via)
     preflight.check(experiment, corpus, target, mesh, share)
-    loss = loss_of(experiment, target)
     splits = split(corpus, experiment.data.protocol)
     training, choosing = (inputs.shape(side.items, experiment.data) for side in splits[:2])
     moments = inputs.fit(training, experiment.data)
     make = _pipelines(experiment, corpus, moments, mesh)
     batches = make(training, experiment.data.buckets)
     optimizer = optimizers.make(experiment.optimizer, batches.steps_per_epoch * experiment.epochs)
+    step = _step(experiment, target, optimizer)
     by_step = experiment.monitor == 'step' or not choosing
-    metric = metric_of(target)
-    step = make_step(
-        experiment.model, loss, optimizer, lambda out, batch: metric.sums(out.logits, batch.labels[target.name]),
-        augment_of(experiment, target), experiment.accumulate, experiment.compute_dtype)
     fit = Fit(
-        experiment, _folders(experiment, workdir), metric,
+        experiment, _folders(experiment, workdir), metric_of(target),
         'step' if by_step else f'validation/{experiment.monitor}', by_step or experiment.monitor not in LOWER,
         batches, make(choosing, 1) if choosing else None,
         parallel.compile_step(jax.vmap(step), mesh, via, share),
@@ -145,6 +142,15 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
             _add_test_selected(fit, make(sides['test'], 1), evaluated, progress.chosen, cards)
     return [checkpoint.publish(folder / 'weights', variables, card)
             for folder, variables, card in zip(fit.folders, _by_seed(progress.chosen), cards, strict=True)]
+
+
+def _step(experiment: Experiment, target: Target, optimizer: optax.GradientTransformation) -> parallel.Step:
+    """The step of one seed."""
+    metric = metric_of(target)
+    return make_step(
+        experiment.model, loss_of(experiment, target), optimizer,
+        lambda out, batch: metric.sums(out.logits, batch.labels[target.name]),
+        augment_of(experiment, target), experiment.accumulate, experiment.compute_dtype)
 
 
 @contextlib.contextmanager
@@ -209,9 +215,10 @@ def _fit(fit: Fit, fresh: TrainState, saved: checkpoint.Run, evaluated: checkpoi
             for k in np.flatnonzero(active).tolist():
                 told.evaluation(k, done, epoch, figures[k])
             told.tell(done, epoch, _headline(fit, figures, progress))
-            saved.save(done, {'state': state, 'progress': progress}, _mean(figures))
             if evaluated is not None and done not in evaluated.steps():
                 evaluated.save(done, _variables(state.params, state.model_state), {})
+                evaluated.wait()      # a run that goes on after this state may not lack these weights
+            saved.save(done, {'state': state, 'progress': progress}, _mean(figures))
             pending, watch = [], Watch()
     return progress
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from jmer import parallel
 from jmer.types import Batch
 
 
@@ -34,6 +35,7 @@ class Watch:
                 yield batch
 
     def figures(self, steps: int) -> dict[str, float]:
-        """Milliseconds a step, and the share of them in which the devices waited for input, at most."""
+        """Milliseconds a step, the share of them in which the devices waited for input, at most; memory so far."""
         seconds = time.perf_counter() - self._start
-        return {'time/ms_per_step': 1e3 * seconds / steps, 'time/input_wait': self._idle / seconds}
+        return {'time/ms_per_step': 1e3 * seconds / steps, 'time/input_wait': self._idle / seconds,
+                'memory/peak_bytes': float(parallel.peak_memory())}

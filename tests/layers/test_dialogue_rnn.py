@@ -121,8 +121,9 @@ def test_speakers_beyond_the_listeners_start_from_zeros():
 def test_dropout_is_scaled_and_drawn_by_key():
     x, speakers = draw()
     mask = np.ones(speakers.shape, bool)
+    values = variables(listeners=3)
     dropped = jax.jit(lambda key: layer(listeners=3, dropout=0.5).apply(
-        variables(listeners=3), x, speakers, mask, train=True, rngs={'dropout': key}), compiler_options=QUICK)
+        values, x, speakers, mask, train=True, rngs={'dropout': key}), compiler_options=QUICK)
     one, two = (np.asarray(dropped(jax.random.key(k))) for k in (0, 1))
     np.testing.assert_array_equal(one, dropped(jax.random.key(0)))
     assert 0.2 < np.mean(one == 0) < 0.8 and np.abs(one - two).max() > 1e-3

@@ -51,7 +51,7 @@ def train(workdir, items=None, console=None, **changes):
 
 
 def untimed(lines):
-    return [{k: v for k, v in line.items() if not k.startswith('time/')} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(('time/', 'memory/'))} for line in lines]
 
 
 def snapshot(folder):
@@ -78,6 +78,7 @@ def test_what_a_run_leaves(finished):
             'rate',
             'time/ms_per_step',
             'time/input_wait',
+            'memory/peak_bytes',
             'validation/uar',
             'validation/nll',
         } <= set(line)

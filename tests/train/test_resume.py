@@ -76,7 +76,8 @@ def describe(workdir):
 
 def untimed(workdir):
     return [
-        {k: v for k, v in line.items() if not k.startswith('time/')} for line in read(workdir / 'log.jsonl')
+        {k: v for k, v in line.items() if not k.startswith(('time/', 'memory/'))}
+        for line in read(workdir / 'log.jsonl')
     ]
 
 

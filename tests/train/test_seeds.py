@@ -37,7 +37,7 @@ def train(workdir, what='dropout', devices=1, via='jit', **changes):
 
 def smooth(folder):
     """The figures of a log that a rounding error cannot make jump."""
-    return [{k: v for k, v in line.items() if not k.startswith('time/') and not k.endswith('ece15')}
+    return [{k: v for k, v in line.items() if not k.startswith(('time/', 'memory/')) and not k.endswith('ece15')}
             for line in read(folder / 'log.jsonl')]
 
 
