@@ -16,10 +16,6 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-def pytest_addoption(parser):
-    parser.addoption('--forbid-skips', action='store_true', help='a skipped test is a failure')
-
-
 def shared_by(item):
     """Tests that share compiled functions: those of a file, or of a model in the contract."""
     model = item.callspec.params.get('name') if hasattr(item, 'callspec') else None
@@ -37,10 +33,3 @@ def pytest_runtest_teardown(item, nextitem):
     """Their programs are forgotten when they are done: of all models together they fill a machine's memory."""
     if nextitem is None or shared_by(nextitem) != shared_by(item):
         jax.clear_caches()
-
-
-def pytest_sessionfinish(session, exitstatus):
-    reporter = session.config.pluginmanager.get_plugin('terminalreporter')
-    skipped = reporter.stats.get('skipped', []) if reporter else []
-    if skipped and session.config.getoption('--forbid-skips'):
-        session.exitstatus = 1

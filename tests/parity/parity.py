@@ -3,7 +3,7 @@
 The fixtures lie in the directory that JMER_PARITY names (default: ../shared/parity beside the
 repository). A parity test runs over `names('mult')`, loads each with `load(name)`, compares every array
 through the asserts below and ends with `fixture.assert_all_compared()`, so that no recorded array can be
-forgotten. Without the fixtures the tests are skipped and say so.
+forgotten. Without the fixtures the tests are skipped and say so; where JMER_PARITY is set, they fail.
 """
 
 import fnmatch
@@ -77,10 +77,11 @@ def names(system: str) -> list[str]:
 
 
 def load(name: str) -> Fixture:
-    """The fixture of this name; skips the test where there is none."""
+    """The fixture of this name. Where there is none the test is skipped, or fails if JMER_PARITY is set."""
     path = ROOT / f'{name}.npz'
     if not path.is_file():
-        pytest.skip(f'no parity fixture {path} (set JMER_PARITY to the directory of the fixtures)')
+        give_up = pytest.fail if 'JMER_PARITY' in os.environ else pytest.skip
+        give_up(f'no parity fixture {path} (set JMER_PARITY to the directory of the fixtures)')
     with np.load(path, allow_pickle=False) as file:
         return Fixture(name, dict(file))
 
