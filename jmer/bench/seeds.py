@@ -15,7 +15,7 @@ STREAMS = {'text': 300, 'audio': 74, 'vision': 35}
 MODELS = {'gmu': {'hidden': 128}, 'mult': {'width': 30, 'layers': 2}}
 
 
-def ratios(counts: tuple[int, ...] = (1, 4, 16, 32), steps: int = 10) -> dict[str, dict[int, float]]:
+def ratios(counts: tuple[int, ...] = (1, 4, 16), steps: int = 6) -> dict[str, dict[int, float]]:
     """Seconds a step of so many seeds divided by those of one, by model; batches of 32 items of 20 steps."""
     return {name: _of_model(name, fields, counts, steps) for name, fields in MODELS.items()}
 
