@@ -68,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     training = command('train', train, 'Train an experiment, or go on with one that was interrupted.',
                        'jmer train ravdess/gmu --data RAVDESS --set optimizer.rate=3e-4 epochs=20')
     training.add_argument('experiments', nargs='+', metavar='EXPERIMENT',
-                          help="a recipe file, or '<dataset>/<model>'; several are trained one after the other")
+                          help="a recipe file, or '<dataset>/<model>'; ':paper' behind it for the authors' sizes; "
+                               'several are trained one after the other')
     training.add_argument('--set', nargs='+', action='extend', default=[], metavar='a.b=c',
                           help='options of the experiment to change')
     training.add_argument('--data', type=Path, metavar='DIR', help="folder of the corpus, as its owners' have it")
@@ -236,9 +237,10 @@ def train(options: argparse.Namespace) -> None:
     mesh = parallel.mesh(devices[:options.devices])
     console = _console(quiet=not parallel.is_main_process())
     for name in options.experiments:
-        workdir = options.workdir or Path('runs', _recipe(name))
+        folder = _recipe(name).replace(':', '-')
+        workdir = options.workdir or Path('runs', folder)
         if options.workdir and len(options.experiments) > 1:
-            workdir = options.workdir / _recipe(name)
+            workdir = options.workdir / folder
         _train(name, workdir, options, mesh, console)
 
 
@@ -271,8 +273,9 @@ def _processes(text: str) -> tuple:
 
 
 def _recipe(experiment: str) -> str:
-    """'<dataset>/<model>' of a recipe, however it was named."""
-    return '/'.join(Path(experiment.removesuffix('.py')).resolve().parts[-2:]).strip('/')
+    """'<dataset>/<model>' (and ':paper') of a recipe, however it was named."""
+    file, colon, function = experiment.partition(':')
+    return '/'.join(Path(file.removesuffix('.py')).resolve().parts[-2:]).strip('/') + colon + function
 
 
 def _command(name: str, options: argparse.Namespace) -> str:

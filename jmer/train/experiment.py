@@ -135,16 +135,18 @@ class Experiment:
 def load(name: str) -> Experiment:
     """The experiment that a recipe file's `get()` returns: a path, or '<dataset>/<model>' of those shipped.
 
-    Raises FileNotFoundError for a recipe that is not there, ValueError for one that returns something else.
+    '<dataset>/<model>:paper' asks the same file's `paper()`: the model at its authors' sizes. Raises FileNotFoundError
+    for a recipe that is not there, ValueError for one that returns something else.
     """
-    path = shipped.find('experiments', name, '.py')
+    file, _, function = name.partition(':')
+    path, function = shipped.find('experiments', file, '.py'), function or 'get'
     spec = importlib.util.spec_from_file_location(f'recipe_{path.stem}', path)
     assert spec is not None and spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    experiment = recipe.get() if hasattr(recipe, 'get') else None
+    experiment = getattr(recipe, function)() if hasattr(recipe, function) else None
     if not isinstance(experiment, Experiment):
-        raise ValueError(f'{path}: a recipe has a function get() that returns an Experiment')
+        raise ValueError(f'{path}: a recipe has a function {function}() that returns an Experiment')
     return experiment
 
 

@@ -109,7 +109,12 @@ def test_json_holds_all_of_an_experiment():
     assert data_from_json(old) == changed.data, 'a card from before an option was there'
 
 
-@pytest.mark.parametrize('name', shipped.names('experiments', '.py'))
+RECIPES = [name + function for name in shipped.names('experiments', '.py')
+           for function in ('', ':paper')
+           if not function or 'def paper()' in shipped.find('experiments', name, '.py').read_text()]
+
+
+@pytest.mark.parametrize('name', RECIPES)
 def test_every_recipe_shipped_can_be_read_and_overridden(name):
     """Its options have to be of the types that the command line can set."""
     recipe = experiments.load(name)
@@ -126,9 +131,13 @@ def test_every_recipe_shipped_can_be_read_and_overridden(name):
 def test_a_recipe_is_named_by_its_place_or_its_path(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(
-        'from jmer.train import experiment\n\ndef get():\n    return experiment.load("toy/gmu")\n'
+        'from jmer.train import experiment\n\ndef get():\n    return experiment.load("toy/gmu")\n\n'
+        'def paper():\n    return experiment.load("toy/mult")\n'
     )
     assert experiments.load(str(path)) == experiments.load('toy/gmu') == experiments.load('toy/gmu.py')
+    assert experiments.load(f'{path}:paper') == experiments.load('toy/mult')
+    with pytest.raises(ValueError, match=r'gmu.py: a recipe has a function paper\(\)'):
+        experiments.load('toy/gmu:paper')
     with pytest.raises(FileNotFoundError, match=r'toy/gnu: no such file.*toy/gmu'):
         experiments.load('toy/gnu')
     for text in ('', 'def get():\n    return 3\n'):
