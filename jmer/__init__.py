@@ -19,11 +19,12 @@ from jmer.zoo import build, create, describe, list_models
 if TYPE_CHECKING:
     from jmer.pretrained import load
     from jmer.train.evaluate import predict
+    from jmer.train.online import online
 
 __all__ = ['Batch', 'Label', 'Output', 'Stream', 'build', 'create', 'describe', 'list_models', 'load',
-           'predict']
+           'online', 'predict']
 
-_LATER = {'load': 'jmer.pretrained', 'predict': 'jmer.train.evaluate'}
+_LATER = {'load': 'jmer.pretrained', 'online': 'jmer.train.online', 'predict': 'jmer.train.evaluate'}
 
 
 def __getattr__(name: str) -> Any:

@@ -221,7 +221,8 @@ class Reader:
         if speakers:
             params['speakers'] = {'embedding': self.take(keys[0], speakers, width)}
         if modalities:
-            params['modalities'] = {'embedding': self.take(keys[1], None, width)[np.array(modalities)]}
+            rows = max(self.width(keys[1], 0) or 0, max(modalities) + 1)
+            params['modalities'] = {'embedding': self.take(keys[1], rows, width)[np.array(modalities)]}
         return {'vectors': params} if params else {}
 
     def conv1d(self, prefix: str, inputs: int | None, outputs: int, size: int, bias: bool = True) -> Params:
@@ -303,6 +304,13 @@ class Reader:
         if faults:
             raise ValueError(f'this is not a checkpoint of {self._model}, {len(faults)} keys differ:\n  '
                              + '\n  '.join(faults))
+
+
+def require_streams(model: str, streams: Sequence[str], count: int) -> None:
+    """Raises ValueError where the authors' code reads another number of streams than the model."""
+    if len(streams) != count:
+        known = {2: 'two', 3: 'three'}[count]
+        raise ValueError(f'{model}: streams: found {tuple(streams)}, but the authors know {known}')
 
 
 def stack(layers: Sequence[Params]) -> Params:

@@ -102,6 +102,8 @@ def parser() -> argparse.ArgumentParser:
                             help='sound files, npz files of streams (files of one name are one clip); '
                                  "or parts of the corpus, such as 'test' (see --split of evaluate)")
     predicting.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
+    predicting.add_argument('--online', action='store_true',
+                            help='say of every turn of a conversation what was known when it was said')
     predicting.add_argument('--json', type=Path, metavar='FILE', help='all probabilities')
 
     for name, run, what in (('robustness', robustness, 'Measure how figures fall with what is missing or disturbed.'),
@@ -165,6 +167,12 @@ def parser() -> argparse.ArgumentParser:
                        'jmer bench import first-step')
     benching.add_argument('names', nargs='*', metavar='BENCHMARK', help='all that can run here if none is named')
     benching.add_argument('--data', type=Path, metavar='DIR', help='folder of RAVDESS, for input-wait')
+    benching.add_argument('--systems', nargs='*', metavar='NAME',
+                          help="training steps at the authors' sizes beside their own code's, of all systems if none "
+                               'is named')
+    benching.add_argument('--turns', nargs='*', metavar='NAME',
+                          help='how training steps of conversation systems grow with the turns, likewise')
+    benching.add_argument('--json', type=Path, metavar='FILE', help='all figures of --systems or --turns')
     return top
 
 
@@ -304,10 +312,12 @@ def predict(options: argparse.Namespace) -> None:
 
     _cache_compilations()
     if options.data or not any(Path(name).suffix or Path(name).exists() for name in options.inputs):
+        if options.online:
+            raise ValueError('--online: found parts of a corpus, expected files of conversations')
         predictions = [p for part in options.inputs
                        for p in use.evaluate(options.checkpoint, options.data, part)['predictions']]
     else:
-        predictions = use.predict(options.checkpoint, options.inputs)
+        predictions = use.predict(options.checkpoint, options.inputs, options.online)
     report.print_predictions(predictions, _console())
     _write(options.json, {'checkpoint': options.checkpoint, 'predictions': predictions})
 
@@ -392,9 +402,16 @@ def results(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    from jmer.bench import run
+    from jmer.bench import run, systems, turns
 
-    run(options.names, options.data, _console())
+    if bool(options.names) + (options.systems is not None) + (options.turns is not None) > 1:
+        raise ValueError('bench: expected one of benchmarks, --systems and --turns')
+    if options.systems is not None:
+        _write(options.json, systems.run(options.systems, _console()))
+    elif options.turns is not None:
+        _write(options.json, turns.run(options.turns, _console()))
+    else:
+        run(options.names, options.data, _console())
 
 
 def _console(quiet: bool = False):

@@ -12,6 +12,7 @@ computed in float32.
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def cross_entropy(
         class plus epsilon / c on all. Class weights then weigh each class's part, as in torch,
         except that an item of a class of weight 0 does not count at all.
     """
-    logits, y = _under_mask(logits, label)
+    logits, y = _classes(logits, label)
     nll = -jax.nn.log_softmax(logits)
     weights = _class_weights(class_weights, logits.shape[-1])
     true = weights[y]
@@ -76,7 +77,7 @@ def focal(
 
     detach: take no gradient through the factor (1 - p)^gamma, as several dialogue systems do.
     """
-    logits, y = _under_mask(logits, label)
+    logits, y = _classes(logits, label)
     log_p = _pick(jax.nn.log_softmax(logits), y)
     # 1 - p by expm1 is exact near p = 1; the floor keeps the slope of x^gamma finite at p = 1.
     miss = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(log_p.dtype).tiny)
@@ -91,27 +92,48 @@ def log_focal(logits: Scores, label: Label, *, gamma: float = 2.5) -> Term:
     Every class counts, -log p averaged over them, and where the true class has its factor (1 - p)^gamma, p
     is its log-probability: the factor grows beyond 1. Here because published figures were trained with it.
     """
-    logits, y = _under_mask(logits, label)
+    logits, y = _classes(logits, label)
     log_p = jax.nn.log_softmax(logits)
     true = jax.nn.one_hot(y, logits.shape[-1], dtype=bool)
     return _term(-(jnp.where(true, 1 - log_p, 1) ** gamma * log_p).mean(-1), label)
 
 
+def arcface(cosines: Scores, label: Label, *, scale: float = 64.0, margin: float = 0.5) -> Term:
+    """Cross entropy with an additive angular margin (ArcFace, Deng et al., CVPR 2019).
+
+    The score of the true class is scale cos(theta + margin) in place of scale cos(theta), that of the others
+    scale cos(theta). Where theta + margin would exceed pi, the score goes on as scale (cos(theta) - margin
+    sin(margin)), so that it falls with theta everywhere.
+
+    cosines: of the angles theta between an item's vector and the vector of each class.
+    margin: in radians.
+    """
+    cosines, y = _classes(cosines, label)
+    cosines = jnp.clip(cosines, -1, 1)
+    squares = 1 - jnp.square(cosines)
+    inside = squares > 1e-12        # where the slope of the root is finite
+    sines = jnp.where(inside, jnp.sqrt(jnp.where(inside, squares, 1)), 0)
+    turned = jnp.where(cosines > -math.cos(margin), cosines * math.cos(margin) - sines * math.sin(margin),
+                       cosines - margin * math.sin(margin))
+    true = jax.nn.one_hot(y, cosines.shape[-1], dtype=bool)
+    return cross_entropy(scale * jnp.where(true, turned, cosines), Label(y, label.mask))
+
+
 def binary_cross_entropy(logits: Scores, label: Label) -> Term:
     """Cross entropy of independent sigmoids against labels 0 to 1, averaged over the labels."""
-    logits, y = _under_mask(logits, label)
+    logits, y = _values(logits, label)
     return _term((jax.nn.softplus(logits) - y * logits).mean(-1), label)
 
 
 def mae(values: Scores, label: Label) -> Term:
     """Absolute error, averaged over the targets."""
-    values, y = _under_mask(values, label)
+    values, y = _values(values, label)
     return _term(jnp.abs(values - y).mean(-1), label)
 
 
 def mse(values: Scores, label: Label) -> Term:
     """Squared error, averaged over the targets."""
-    values, y = _under_mask(values, label)
+    values, y = _values(values, label)
     return _term(jnp.square(values - y).mean(-1), label)
 
 
@@ -124,7 +146,7 @@ def ccc(values: Scores, label: Label, *, unbiased: bool = False) -> Term:
     number of items, so over accumulation steps (or pmap's devices) the total is the mean of the parts'
     values and not the value of the whole.
     """
-    values, y = _under_mask(values, label)
+    values, y = _values(values, label)
     x, y = (a.reshape(-1, a.shape[-1]) for a in (values, y))
     mask = jnp.asarray(label.mask).reshape(-1, 1)
     items = mask.sum(dtype=x.dtype)
@@ -143,7 +165,7 @@ def ccc(values: Scores, label: Label, *, unbiased: bool = False) -> Term:
 
 def kl(logits: Scores, label: Label) -> Term:
     """KL(label || softmax(logits)) of label distributions, in nats."""
-    logits, y = _under_mask(logits, label)
+    logits, y = _values(logits, label)
     return _term((xlogy(y, y) - y * jax.nn.log_softmax(logits)).sum(-1), label)
 
 
@@ -169,6 +191,32 @@ def target(labels: Mapping[str, Label]) -> Label:
 def weighted(terms: Mapping[str, Term], **weights: float) -> dict[str, Term]:
     """The terms, those named with their values multiplied."""
     return {name: Term(weights.get(name, 1.0) * term.value, term.weight) for name, term in terms.items()}
+
+
+def class_balance(counts: Int[np.ndarray, 'c'], beta: float) -> tuple[float, ...]:
+    """Weights of the classes by how rare they are in training (Cui et al., CVPR 2019); one for each.
+
+    In proportion to (1 - beta) / (1 - beta^n), the inverse of the effective number of n items: beta 0 gives
+    all classes one weight, beta 1 the inverse frequency. Items weigh 1 on average; a class without items
+    weighs 0.
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f'balance: found {beta}, expected 0 to 1')
+    items = np.asarray(counts, np.float64)
+    effective = items if beta == 1 else (1 - beta**items) / (1 - beta)
+    weights = np.where(items > 0, 1 / np.where(items > 0, effective, 1), 0)
+    return tuple((weights * items.sum() / max((weights * items).sum(), 1e-300)).tolist())
+
+
+def reweighted(terms: Mapping[str, Term], label: Label, class_weights: tuple[float, ...]) -> dict[str, Term]:
+    """The terms of any loss, in which labelled items weigh as their class does.
+
+    It concerns the terms with one value for each item; others, such as those that couple items, stay as they are.
+    """
+    index = jnp.where(label.mask, label.value, 0)
+    factor = jnp.where(label.mask, _class_weights(class_weights, len(class_weights))[index], 1)
+    return {name: Term(term.value, term.weight * factor) if term.weight.shape == factor.shape else term
+            for name, term in terms.items()}
 
 
 def coupled(value: Float[Array | np.ndarray, ''], mask: Bool[Array | np.ndarray, '*b']) -> Term:
@@ -415,14 +463,23 @@ def supervised(
     return functools.partial(loss, **given)
 
 
-def _under_mask(scores, label: Label) -> tuple[Array, Array]:
-    """Scores in at least float32 and label values, both 0 where nothing is labelled."""
+def _classes(scores, label: Label) -> tuple[Array, Array]:
+    """Scores in at least float32 and class indices, both 0 where nothing is labelled; ValueError for other labels."""
     scores, value, mask = (jnp.asarray(a) for a in (scores, label.value, label.mask))
+    if value.shape != mask.shape or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(f'label: found {value.dtype} {value.shape}, expected class indices, int {mask.shape}')
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    if value.ndim == mask.ndim:
-        return jnp.where(mask[..., None], scores, 0), jnp.where(mask, value, 0)
-    value = value.astype(scores.dtype)
-    return jnp.where(mask[..., None], scores, 0), jnp.where(mask[..., None], value, 0)
+    return jnp.where(mask[..., None], scores, 0), jnp.where(mask, value, 0)
+
+
+def _values(scores, label: Label) -> tuple[Array, Array]:
+    """Scores in at least float32 and as many real values, 0 where nothing is labelled; ValueError for other labels."""
+    scores, value, mask = (jnp.asarray(a) for a in (scores, label.value, label.mask))
+    if value.shape != scores.shape:
+        raise ValueError(f'label: found {value.dtype} {value.shape}, expected a real value for every score, '
+                         f'{scores.shape}')
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return jnp.where(mask[..., None], scores, 0), jnp.where(mask[..., None], value.astype(scores.dtype), 0)
 
 
 def _mean(x, mask) -> Array:
@@ -439,7 +496,7 @@ def _norm(x) -> Array:
 
 def _flat(x, label: Label) -> tuple[Array, Array, Array]:
     """Vectors [n d], classes and mask [n] of all items; zeros under the mask."""
-    x, y = _under_mask(x, label)
+    x, y = _classes(x, label)
     return x.reshape(-1, x.shape[-1]), y.reshape(-1), jnp.asarray(label.mask).reshape(-1)
 
 

@@ -67,12 +67,14 @@ class Batch(NamedTuple):
     labels: by target name; empty when predicting.
     speakers: who speaks each turn, 0, 1, ... in order of appearance within the dialogue, [b u];
         None outside dialogues.
+    items: where each item stands among those of its pipeline, [b]; for training that remembers items.
     """
 
     streams: dict[str, Stream]
     present: Bool[Array, '*b']
     labels: dict[str, Label]
     speakers: Int[Array, 'b u'] | None = None
+    items: Int[Array, 'b'] | None = None
 
 
 class Output(NamedTuple):

@@ -16,6 +16,7 @@ import flax.linen as nn
 from jmer import models
 
 FAMILIES = ('utterance', 'dialogue', 'speech')
+KINDS = ('class', 'multilabel', 'regression', 'distribution')
 
 
 def _names() -> dict[str, str]:
@@ -59,6 +60,28 @@ def list_models(family: str | None = None, tag: str | None = None) -> list[str]:
 def tags() -> list[str]:
     """Every tag that some model bears."""
     return sorted({tag for name in _names() for tag in module(name).TAGS})
+
+
+def labels(name: str) -> tuple[str, ...]:
+    """The kinds of target (`data.corpus.Target.kind`) that a model can be trained on.
+
+    Without a loss of its own it takes the trainer's, of which there is one for every kind. A loss of its own that
+    takes others than classes and real values says so by `LABELS` in the model's file.
+    """
+    file = module(name)
+    return getattr(file, 'LABELS', ('class', 'regression')) if hasattr(file, 'loss') else KINDS
+
+
+def check_speakers(model: nn.Module, found: int) -> None:
+    """Raises ValueError where a dialogue has more speakers than the model has states for.
+
+    For whoever sees the data: within a compiled program further speakers share the last state, silently.
+    """
+    for field in ('speakers', 'listeners'):
+        known = getattr(model, field, 0)
+        if 0 < known < found:
+            name = type(model).__module__.rsplit('.', 1)[-1]
+            raise ValueError(f'{name}: field {field}: found a dialogue of {found} speakers, expected at most {known}')
 
 
 def create(name: str, **fields: Any) -> nn.Module:

@@ -71,6 +71,18 @@ def without(batch: Batch, *names: str) -> Batch:
     return batch._replace(streams=streams)
 
 
+def first(batch: Batch, garbage: float) -> Batch:
+    """The batch with the first step or turn of every sequence, and garbage behind it."""
+    def cut(x):
+        return x & (np.arange(x.shape[1]) < 1).reshape(1, -1, *[1] * (x.ndim - 2))
+
+    streams = {name: Stream(np.where(cut(s.mask)[..., None], s.x, np.float32(garbage)), cut(s.mask))
+               for name, s in batch.streams.items()}
+    present = cut(batch.present) if batch.present.ndim == 2 else batch.present
+    labels = {name: label._replace(mask=label.mask & present) for name, label in batch.labels.items()}
+    return batch._replace(streams=streams, present=present, labels=labels)
+
+
 def rows(batch: Batch, index) -> Batch:
     """Some items of a batch."""
     import jax

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, rel_entr
+from sklearn.utils.class_weight import compute_class_weight
 
 from jmer import losses
 from jmer.losses import Term
@@ -21,6 +22,7 @@ EACH = {
     ),
     'focal': ('class', functools.partial(losses.focal, gamma=0.5, class_weights=WEIGHTS)),
     'focal detached': ('class', functools.partial(losses.focal, gamma=2.0, detach=True)),
+    'arcface': ('class', functools.partial(losses.arcface, scale=2.0)),
     'binary_cross_entropy': ('multilabel', losses.binary_cross_entropy),
     'nt_xent': ('class', losses.nt_xent),
     'swfc': ('class', functools.partial(losses.swfc, class_weights=WEIGHTS)),
@@ -89,6 +91,41 @@ def test_a_class_of_weight_zero_does_not_count():
     np.testing.assert_allclose(worth(zeroed), worth(losses.cross_entropy(scores, kept)), rtol=1e-6)
 
 
+def test_class_balance_is_the_effective_number():
+    counts = np.array([90, 10, 0, 1])
+    assert losses.class_balance(counts, 0.0) == (1.0, 1.0, 0.0, 1.0)
+    inverse = losses.class_balance(counts, 1.0)
+    y = np.repeat([0, 1, 3], [90, 10, 1])
+    np.testing.assert_allclose(np.array(inverse)[[0, 1, 3]],
+                               compute_class_weight('balanced', classes=np.array([0, 1, 3]), y=y))
+    assert inverse[2] == 0
+    beta = 0.9
+    found = np.array(losses.class_balance(counts, beta))
+    np.testing.assert_allclose(found[[0, 1]] / found[3], [(1 - beta) / (1 - beta**n) for n in (90, 10)])
+    np.testing.assert_allclose((found * counts).sum(), counts.sum())
+    np.testing.assert_allclose(losses.class_balance(counts, 1 - 1e-9), inverse, rtol=1e-5)
+    assert losses.class_balance(np.zeros(3, int), 0.5) == (0.0, 0.0, 0.0)
+    for beta in (-0.1, 1.1, float('nan')):
+        with pytest.raises(ValueError, match='balance: found'):
+            losses.class_balance(counts, beta)
+
+
+def test_reweighted_terms_are_those_of_class_weights():
+    """In terms of one value an item; what couples items, or has other shapes, stays."""
+    scores, label = draw('class')
+    terms = {'label': losses.cross_entropy(scores, label), 'contrast': losses.nt_xent(scores, label),
+             'other': Term(jnp.ones((5, 2, 3)), jnp.ones((5, 2, 3))),
+             'rebuilt': Term(jnp.ones(label.mask.shape), jnp.ones(label.mask.shape))}
+    found = losses.reweighted(terms, label, WEIGHTS)
+    expected = losses.cross_entropy(scores, label, class_weights=WEIGHTS)
+    for a, b in zip(found['label'], expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert found['contrast'] is terms['contrast'] and found['other'] is terms['other']
+    np.testing.assert_allclose(found['rebuilt'].weight, np.where(label.mask, np.array(WEIGHTS)[label.value], 1))
+    with pytest.raises(ValueError, match='class_weights'):
+        losses.reweighted(terms, label, (1.0, -1.0, 1.0, 1.0))
+
+
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
 def test_focal(gamma):
     scores, label = draw('class')
@@ -108,6 +145,30 @@ def test_focal_detached_scales_the_gradient_of_cross_entropy():
     np.testing.assert_allclose(slope, factor[..., None] * plain, rtol=1e-4, atol=1e-7)
     full = jax.grad(lambda x: losses.focal(x, label, gamma=2.0).value.sum())(scores)
     assert np.abs(full - slope).max() > 0.1
+
+
+def test_arcface_turns_the_true_class_away():
+    """By hand: the angle of the true class and no other is larger by the margin."""
+    scores, label = draw('class')
+    cosines = np.tanh(scores)
+    x, y = present(cosines, label)
+    rows, turned = np.arange(len(y)), x.copy()
+    angle = np.arccos(x[rows, y]) + 0.3
+    turned[rows, y] = np.where(angle < np.pi, np.cos(angle), x[rows, y] - 0.3 * np.sin(0.3))
+    assert (angle < np.pi).any() and (angle > np.pi).any()
+    expected = -log_softmax(16 * turned, -1)[rows, y]
+    found = losses.arcface(cosines, label, scale=16.0, margin=0.3)
+    np.testing.assert_allclose(found.value[label.mask], expected, rtol=1e-4)
+
+
+def test_arcface_falls_with_the_angle_and_without_margin_is_cross_entropy():
+    cosines = np.cos(np.linspace(0, np.pi, 50, dtype=np.float32))
+    label = Label(np.zeros(50, np.int32), np.ones(50, bool))
+    scores = np.stack([cosines, np.zeros_like(cosines)], -1)
+    value, slope = jax.jvp(lambda x: losses.arcface(x, label, scale=8.0).value, (scores,), (np.ones_like(scores),))
+    assert (np.diff(value) > 0).all() and np.isfinite(slope).all()
+    plain = losses.cross_entropy(8 * scores, label).value
+    np.testing.assert_allclose(losses.arcface(scores, label, scale=8.0, margin=0.0).value, plain, rtol=1e-5)
 
 
 def test_binary_cross_entropy():

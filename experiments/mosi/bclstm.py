@@ -1,24 +1,20 @@
-"""bc-LSTM on CMU-MOSI, the features and the split of its paper (Poria et al., ACL 2017). Two classes.
+"""bc-LSTM on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
 
     jmer train mosi/bclstm --data DIR --seeds 5
 
-Ten videos of the training part choose the epoch; the test part judges.
+The protocol is `jmer.train.protocols.mosi`.
 """
 
 from jmer import zoo
-from jmer.data.splits import Protocol
-from jmer.train.experiment import Data, Experiment, Optimizer
-
-STREAMS = ('text', 'audio', 'vision')
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return Experiment(
-        model=zoo.create('bclstm', classes=2, streams=STREAMS, width=64, hidden=64, layers=1, dropout=0.5,
-                         input_dropout=0.5),
-        data=Data('mosi', STREAMS, target='polarity', protocol=Protocol(test=('test',), held_out=10),
-                  batch_size=8, buckets=2),
-        optimizer=Optimizer('adamw', rate=1e-3, schedule='cosine', warmup=0.1, weight_decay=0.1, clip=1.0),
-        epochs=30,
-        monitor='accuracy',
-    )
+    return protocols.mosi(zoo.create('bclstm', classes=2, streams=('text', 'audio', 'vision'), width=64, hidden=64,
+        layers=1, dropout=0.5, input_dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('bclstm', classes=2, streams=('text', 'audio', 'vision')))

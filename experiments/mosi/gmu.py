@@ -1,23 +1,15 @@
-"""GMU on CMU-MOSI, the features and the split of Poria et al. (ACL 2017). Two classes.
+"""GMU on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
 
     jmer train mosi/gmu --data DIR --seeds 5
 
-Utterances without their context. Ten videos of the training part choose the epoch; the test part judges.
+Utterances without their context.
+The protocol is `jmer.train.protocols.mosi`.
 """
 
 from jmer import zoo
-from jmer.data.splits import Protocol
-from jmer.train.experiment import Data, Experiment, Optimizer
-
-STREAMS = ('text', 'audio', 'vision')
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return Experiment(
-        model=zoo.create('gmu', classes=2, streams=STREAMS, hidden=128, dropout=0.5),
-        data=Data('mosi', STREAMS, target='polarity', turns=True, protocol=Protocol(test=('test',), held_out=10),
-                  batch_size=64),
-        optimizer=Optimizer('adamw', rate=1e-3, schedule='cosine', warmup=0.1, weight_decay=0.1),
-        epochs=30,
-        monitor='accuracy',
-    )
+    return protocols.mosi(zoo.create('gmu', classes=2, streams=('text', 'audio', 'vision'), hidden=128, dropout=0.5))

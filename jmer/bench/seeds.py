@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jmer import losses, metrics, parallel, zoo
+from jmer.stages import objective
 from jmer.train import optimizers
 from jmer.train.experiment import Optimizer
 from jmer.train.step import init_states, make_step
@@ -32,8 +33,8 @@ def _seconds(name: str, fields: dict, count: int, steps: int) -> float:
     optimizer, split = optimizers.make(Optimizer(), 100), parallel.split_seeds(count, mesh)
     metric = metrics.for_target('class', 6)
     step = parallel.compile_step(jax.vmap(make_step(
-        model, lambda model, out, batch: {'label': losses.cross_entropy(out.logits, batch.labels['emotion'])},
-        optimizer, lambda out, batch: metric.sums(out.logits, batch.labels['emotion']))), mesh, split=split)
+        model, objective(_loss), optimizer, lambda out, batch: metric.sums(out.logits, batch.labels['emotion']))),
+        mesh, split=split)
     state = parallel.replicate(init_states(model, optimizer, batch, range(count)), mesh, split.state)
     batches = parallel.shard(jax.tree.map(lambda x: np.stack([x] * count), batch), mesh, split.batch)
     keys = jax.vmap(jax.random.key)(np.arange(count))
@@ -51,3 +52,7 @@ def _batch() -> Batch:
     streams = {name: Stream(rng.normal(size=(32, 20, width)).astype(np.float32), np.ones((32, 20), bool))
                for name, width in STREAMS.items()}
     return Batch(streams, there, {'emotion': Label(rng.integers(0, 6, 32).astype(np.int32), there)})
+
+
+def _loss(model, out, batch):
+    return {'label': losses.cross_entropy(out.logits, batch.labels['emotion'])}

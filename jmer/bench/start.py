@@ -18,6 +18,7 @@ jax.config.update('jax_compilation_cache_dir', cache)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 from jmer import losses, metrics, parallel, zoo
 from jmer.train import optimizers
+from jmer.stages import objective
 from jmer.train.experiment import Optimizer
 from jmer.train.step import init_state, make_step
 from jmer.types import Batch, Label, Stream
@@ -30,7 +31,7 @@ metric = metrics.for_target('class', 8)
 start = time.perf_counter()
 optimizer = optimizers.make(Optimizer(), 100)
 loss = lambda model, out, batch: {'label': losses.cross_entropy(out.logits, batch.labels['emotion'])}
-step = jax.jit(make_step(model, loss, optimizer,
+step = jax.jit(make_step(model, objective(loss), optimizer,
                          lambda out, batch: metric.sums(out.logits, batch.labels['emotion'])))
 state = init_state(model, optimizer, batch, 0)
 jax.block_until_ready(step(state, batch, jax.random.key(0)))

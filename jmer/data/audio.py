@@ -1,4 +1,4 @@
-"""Sound files as log-mel spectrograms.
+"""Sound files as log-mel spectrograms and as cepstra.
 
 The convention is that of `librosa.feature.melspectrogram` with its defaults and these sizes, so
 that features can be checked, or computed elsewhere:
@@ -9,7 +9,8 @@ that features can be checked, or computed elsewhere:
     0 to 8 kHz, equally spaced on Slaney's mel scale and of equal area; natural logarithm of
     max(power, 1e-10).
 
-Slaney's scale is linear up to 1 kHz and logarithmic above (Slaney, Auditory Toolbox, 1998).
+Slaney's scale is linear up to 1 kHz and logarithmic above (Slaney, Auditory Toolbox, 1998). Cepstra are the
+first coefficients of the orthonormal discrete cosine transform (DCT-II) of a frame of it.
 """
 
 import functools
@@ -27,8 +28,11 @@ RATE = 16_000
 WINDOW = 400
 HOP = 160
 BANDS = 64
+CEPSTRA = 39
 FRAME_RATE = RATE / HOP
 """Frames a second."""
+WIDTHS = {'audio': BANDS, 'mfcc': CEPSTRA}
+"""Features of a frame, by what corpora call the stream."""
 FLOOR = 1e-10
 
 _BLOCK = 2048   # frames transformed at once: an hour of sound must not take a gigabyte
@@ -70,6 +74,17 @@ def log_mel(samples: Float[np.ndarray, 't']) -> Float[np.ndarray, 'frames bands'
     return np.log(np.maximum(np.concatenate(power), FLOOR)).astype(np.float32)
 
 
+def cepstra(frames: Float[np.ndarray, 'frames bands']) -> Float[np.ndarray, 'frames cepstra']:
+    """The cepstra of a log-mel spectrogram: float32 [frames, CEPSTRA]; the first tells how loud a frame is."""
+    return (frames.astype(np.float64) @ _cosines()).astype(np.float32)
+
+
+def streams(samples: Float[np.ndarray, 't']) -> dict[str, Float[np.ndarray, 'frames _']]:
+    """All that is computed here of mono samples at `RATE`: 'audio', the log-mel spectrogram, and 'mfcc'."""
+    frames = log_mel(samples)
+    return {'audio': frames, 'mfcc': cepstra(frames)}
+
+
 def add_noise_at_snr(samples: Float[np.ndarray, 't'], snr: float, name: str) -> Float[np.ndarray, 't']:
     """White Gaussian noise, weaker than the mean power of the samples by `snr` decibels.
 
@@ -88,6 +103,15 @@ def _power(frames: Float[np.ndarray, 't window']) -> Float[np.ndarray, 't bins']
 @functools.cache
 def _hann() -> Float[np.ndarray, 'window']:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
+
+
+@functools.cache
+def _cosines() -> Float[np.ndarray, 'bands cepstra']:
+    """The first columns of the DCT-II, each of length one."""
+    cosines = np.cos(np.pi * np.outer(np.arange(BANDS) + 0.5, np.arange(CEPSTRA)) / BANDS)
+    cosines /= np.linalg.norm(cosines, axis=0, keepdims=True)
+    cosines.flags.writeable = False   # they are shared by all callers
+    return cosines
 
 
 @functools.cache

@@ -12,11 +12,11 @@ from jmer.data.corpus import Corpus, Item, Spec, StreamSpec, validate
 def clip(spec: Spec, *paths: str | os.PathLike) -> Item:
     """One item, without labels, from one file or from several that hold different streams of it.
 
-    A sound file (wav, flac, ...) gives the stream 'audio' of a spec whose audio is our log-mel. An npz
-    file holds arrays called like the streams of the spec: [t d], or [d] for a single step; in dialogues
-    [u d] or [u t d]. `<stream>_mask`, bool [t] (or [u], [u t]), says which steps are present, and in
-    dialogues `speakers`, int [u], who speaks each turn (one speaker if it is left out). A stream that
-    no file holds is missing from the item, which every model accepts.
+    A sound file (wav, flac, ...) gives the streams of a spec that are our log-mel ('audio') or its cepstra
+    ('mfcc'). An npz file holds arrays called like the streams of the spec: [t d], or [d] for a single
+    step; in dialogues [u d] or [u t d]. `<stream>_mask`, bool [t] (or [u], [u t]), says which steps are
+    present, and in dialogues `speakers`, int [u], who speaks each turn (one speaker if it is left out). A
+    stream that no file holds is missing from the item, which every model accepts.
 
     Raises FileNotFoundError, or ValueError naming the file, the array, found and expected.
     """
@@ -56,7 +56,7 @@ def _read(spec: Spec, path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file')
     if path.suffix.lower() != '.npz':
-        return {'audio': _sound(spec, path)}
+        return _sound(spec, path)
     found = folder.arrays(path)
     known = [name for stream in spec.streams for name in (stream.name, f'{stream.name}_mask')]
     known += ['speakers'] if spec.layout == 'dialogue' else []
@@ -67,13 +67,14 @@ def _read(spec: Spec, path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _sound(spec: Spec, path: Path) -> np.ndarray:
-    ours = [stream for stream in spec.streams
-            if (stream.name, stream.width, stream.rate) == ('audio', audio.BANDS, audio.FRAME_RATE)]
+def _sound(spec: Spec, path: Path) -> dict[str, np.ndarray]:
+    ours = [stream.name for stream in spec.streams
+            if (audio.WIDTHS.get(stream.name), audio.FRAME_RATE) == (stream.width, stream.rate)]
     if spec.layout == 'dialogue' or not ours:
         raise ValueError(f'{path}: {spec.name} takes no sound files, since its audio is not our log-mel '
                          f'of single clips; expected an npz file of streams')
-    return audio.log_mel(audio.read(path))
+    found = audio.streams(audio.read(path))
+    return {name: found[name] for name in ours}
 
 
 def _stream(place: str, stream: StreamSpec, x: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -10,6 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,28 @@ def arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarr
     except (ValueError, OSError, EOFError, TypeError, AttributeError,
             zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f'{path}: not the npz file that was expected: {error}') from error
+
+
+def strings(path: Path, found: Mapping[str, np.ndarray], name: str) -> list[str]:
+    """The strings that a file keeps as arrays `<name>_bytes`, in UTF-8, and `<name>_offsets`. Errors as `bounds`."""
+    text, array = found[f'{name}_bytes'].astype(np.uint8).tobytes(), f'{name}_offsets'
+    ends = bounds(path, array, found[array], len(text))
+    try:
+        return [text[start:stop].decode() for start, stop in pairwise(ends)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: array {name}_bytes: no UTF-8 where {array} cuts it: {error}') from error
+
+
+def bounds(path: Path, name: str, offsets: np.ndarray, end: int) -> list[int]:
+    """Where the pieces of an array of `end` rows begin, and where the last one ends.
+
+    Raises ValueError where offsets do not rise from 0 to `end`.
+    """
+    whole = offsets.ndim == 1 and offsets.dtype.kind in 'iu' and len(offsets)
+    # As signed numbers: differences of unsigned ones are never negative.
+    if not whole or offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets.astype(np.int64)) <= 0).any():
+        raise ValueError(f'{path}: array {name}: expected increasing numbers from 0 to {end}')
+    return offsets.tolist()
 
 
 def table(

@@ -5,6 +5,9 @@ Items are sorted by length into buckets; every batch comes from one bucket and h
 a run compiles as many programs as there are buckets and pads little. The padded arrays are kept, which
 makes a batch a choice of rows; a corpus therefore has to fit in memory. A batch that a bucket cannot fill is
 completed with rows that are not present.
+
+Where classes are unequal, an epoch can draw rare ones more often and others less (`pipeline(balance=)`), which is
+the sampling half of what imbalanced learning asks for; `losses.class_balance` is the other one.
 """
 
 import dataclasses
@@ -40,6 +43,7 @@ class Pipeline:
         batch_size: items in a batch over all processes.
         buckets: the items by length, see `Bucket`.
         process: (index, count): this process gets its share of the rows of every batch.
+        shares: of every item in what an epoch draws, [n], summing to 1; None draws every item once.
     """
 
     items: tuple[Item, ...]
@@ -48,13 +52,17 @@ class Pipeline:
     batch_size: int
     buckets: tuple[Bucket, ...]
     process: tuple[int, int] = (0, 1)
+    shares: np.ndarray | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return sum(-(-len(bucket.members) // self.batch_size) for bucket in self.buckets)
+        return sum(-(-self._draws(bucket) // self.batch_size) for bucket in self.buckets)
 
     def stream(self, seed: int, step: int) -> Batch:
-        """Batch `step` of the run with this seed; every epoch sees every item once, in its own order."""
+        """Batch `step` of the run with this seed; every epoch sees every item once, in its own order.
+
+        With shares it sees an item about as often as its share of all draws says, which are as many as items.
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         bucket, rows = self._plan((seed, epoch))[position]
         return self._batch(bucket, rows)
@@ -66,6 +74,15 @@ class Pipeline:
         same for all, so that their batches have one shape.
         """
         return jax.tree.map(lambda *leaves: np.stack(leaves), *[self.stream(seed, step) for seed in seeds])
+
+    def labels(self) -> Label | None:
+        """What is to be predicted of all items, in their order; of dialogues their turns, padded to the longest."""
+        if self.target is None:
+            return None
+        lead: tuple[int, ...] = (len(self.items),)
+        if self.spec.layout == 'dialogue':
+            lead += (max(len(item.speakers) for item in self.items if item.speakers is not None),)
+        return _pad_label(self.items, self.spec.target(self.target), lead)
 
     def sweep(self) -> Iterator[tuple[list[int], Batch]]:
         """All items once, in their buckets' order: their indices in `items`, and the batch."""
@@ -80,12 +97,23 @@ class Pipeline:
         batches = []
         rng = None if shuffle is None else np.random.default_rng(shuffle)
         for bucket in self.buckets:
-            count = len(bucket.members)
-            order = np.arange(count) if rng is None else rng.permutation(count)
-            batches += [(bucket, order[k:k + self.batch_size]) for k in range(0, count, self.batch_size)]
+            order = np.arange(len(bucket.members)) if rng is None else self._order(bucket, rng)
+            batches += [(bucket, order[k:k + self.batch_size]) for k in range(0, len(order), self.batch_size)]
         if shuffle is None:
             return batches
         return [batches[k] for k in np.random.default_rng(shuffle[1]).permutation(len(batches))]
+
+    def _draws(self, bucket: Bucket) -> int:
+        """How many rows of a bucket an epoch sees: the same in every epoch, at least one."""
+        if self.shares is None:
+            return len(bucket.members)
+        return max(1, round(len(self.items) * self.shares[bucket.members].sum()))
+
+    def _order(self, bucket: Bucket, rng: np.random.Generator) -> np.ndarray:
+        """The rows of a bucket that an epoch sees, in its order."""
+        if self.shares is None:
+            return rng.permutation(len(bucket.members))
+        return drawn(rng, self.shares[bucket.members], self._draws(bucket))
 
     def _batch(self, bucket: Bucket, rows: np.ndarray) -> Batch:
         """This process's share of these rows; rows that are lacking are not present."""
@@ -111,10 +139,13 @@ def pipeline(
     batch_size: int,
     buckets: int = 1,
     process: tuple[int, int] = (0, 1),
+    balance: float = 0.0,
 ) -> Pipeline:
     """A pipeline over items. Raises ValueError for no items, or a batch that processes cannot share.
 
     buckets: shapes of the whole; items are sorted by their total steps and cut into so many equal parts.
+    balance: power of the inverse frequency of its class by which an item is drawn, see `shares_of`; 0 draws
+        every item once an epoch. ValueError for a negative one, and for a target that has no classes.
     """
     if not items:
         raise ValueError(f'{spec.name}: there are no items to make batches of')
@@ -130,8 +161,59 @@ def pipeline(
     for part in parts:
         members = [items[k] for k in part]
         steps = common_steps(members, spec, streams)
-        made.append(Bucket(part, make_batch(members, spec, known, steps)))
-    return Pipeline(tuple(items), spec, target, batch_size, tuple(made), process)
+        made.append(Bucket(part, make_batch(members, spec, known, steps)._replace(items=part.astype(np.int32))))
+    shares = shares_of(items, _classes(spec, known), balance) if balance else None
+    return Pipeline(tuple(items), spec, target, batch_size, tuple(made), process, shares)
+
+
+def _classes(spec: Spec, target: Target | None) -> Target:
+    if target is None:
+        raise ValueError(f'balance: {spec.name} is read without a target, expected one whose classes are counted')
+    return target
+
+
+def class_counts(items: Sequence[Item], target: Target) -> np.ndarray:
+    """How many items, or turns of dialogues, are labelled with each class, [c]; ValueError without classes."""
+    if target.kind != 'class':
+        raise ValueError(f'balance: found the target {target.name} of the kind {target.kind}, expected classes')
+    found = np.concatenate([np.zeros(0, int), *(_labels(item, target) for item in items)])
+    return np.bincount(found, minlength=len(target.names))
+
+
+def shares_of(items: Sequence[Item], target: Target, balance: float) -> np.ndarray:
+    """In what share every item is drawn, [n], summing to 1.
+
+    In proportion to n^-balance, where n counts what is labelled with the item's class: at 1 all classes are
+    drawn equally often, below 1 rare ones still less often than others. Of a dialogue it is the mean over its
+    labelled turns, and of an item without any the mean over all that have some.
+    """
+    if not 0 <= balance < np.inf:
+        raise ValueError(f'balance: found {balance}, expected a number >= 0')
+    worth = np.maximum(class_counts(items, target), 1.0) ** -balance
+    labels = [_labels(item, target) for item in items]
+    means = np.array([worth[label].mean() if len(label) else np.nan for label in labels])
+    labelled = ~np.isnan(means)
+    shares = np.where(labelled, means, means[labelled].mean() if labelled.any() else 1.0)
+    return shares / shares.sum()
+
+
+def drawn(rng: np.random.Generator, shares: np.ndarray, count: int) -> np.ndarray:
+    """So many rows in random order, each about as often as its share of them says.
+
+    Systematic sampling: marks at equal distances over the rows in random order. A row is drawn as often as
+    expected, up to one time more or less, and equal shares of as many rows draw each of them once.
+    """
+    order = rng.permutation(len(shares))
+    ends = np.cumsum(shares[order])
+    marks = (rng.random() + np.arange(count)) / count * ends[-1]
+    rows = np.minimum(np.searchsorted(ends, marks, side='right'), len(shares) - 1)
+    return rng.permutation(order[rows])
+
+
+def _labels(item: Item, target: Target) -> np.ndarray:
+    """The classes that an item is labelled with, one or one for each labelled turn."""
+    found = np.atleast_1d(item.labels.get(target.name, -1))
+    return found[found >= 0].astype(int)
 
 
 def common_steps(

@@ -32,8 +32,7 @@ class DialogueRNN(nn.Module):
             'general', g . W x; 'general2', g . (W x + b); 'dot', g . x; 'concat', v . tanh(W [g | x]).
         attention_width: of v in 'concat'.
         listeners: number of speakers whose states a fourth GRU renews at every turn of somebody else;
-            0: a state changes only while its owner speaks. Further speakers then have no state of their own:
-            they start from zeros at every turn.
+            0: a state changes only while its owner speaks. Further speakers then share the last one's state.
         dropout: rate on every new state.
         reverse: run from the last turn to the first.
     """
@@ -114,7 +113,8 @@ class DialogueRNN(nn.Module):
         last = turns - 1 - jnp.argmax(same[..., ::-1], -1)
         given = {'present': mask[..., None], 'seen': seen, 'last': last, 'spoke': same.any(-1)[..., None]}
         if self.listeners:
-            given['speaker'] = (speakers[..., None] == jnp.arange(self.listeners)[None, None])[..., None]
+            known = jnp.minimum(speakers, self.listeners - 1)
+            given['speaker'] = (known[..., None] == jnp.arange(self.listeners)[None, None])[..., None]
         return {name: value.swapaxes(0, 1) for name, value in given.items()}
 
     def _emotions(self, states, mask, keep):

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
@@ -17,6 +18,17 @@ ACTIVATIONS: dict[str, Callable[..., Array]] = {'relu': nn.relu, 'gelu': functoo
 def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
     """Layer normalisation by PyTorch's constants; the variance is that of what is centred already."""
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
+
+
+def recomputed(layer: type[nn.Module], *, keep_dense: bool) -> type[nn.Module]:
+    """A layer to be scanned that keeps its input for the gradient, or besides what its dense layers gave, and no more.
+
+    All that a scanned layer keeps is copied, which on a CPU takes longer than to normalise or drop once more,
+    and of long dialogues it is most of a step's memory.
+    """
+    policies = jax.checkpoint_policies
+    policy = policies.dots_with_no_batch_dims_saveable if keep_dense else policies.nothing_saveable
+    return nn.remat(layer, prevent_cse=False, policy=policy)
 
 
 class Attention(nn.Module):

@@ -23,7 +23,7 @@ from jaxtyping import Bool
 from rich.console import Console
 from rich.table import Table
 
-from jmer import metrics, parallel, pretrained
+from jmer import metrics, parallel, pretrained, zoo
 from jmer.data import audio, folder, transforms
 from jmer.data.corpus import Item, Spec, Target
 from jmer.data.pipeline import Pipeline, pipeline
@@ -104,7 +104,9 @@ def subject(name: str, data_dir: Path | None, part: str) -> Subject:
     if corpus.spec.version != spec.version:
         raise ValueError(f'{spec.name}: found features of version {corpus.spec.version}, expected version '
                          f'{spec.version}, which the weights were trained on')
-    return Subject(name, model, variables, card, data, spec, moments, select(corpus, part, card))
+    items = select(corpus, part, card)
+    zoo.check_speakers(model, inputs.most_speakers(items))
+    return Subject(name, model, variables, card, data, spec, moments, items)
 
 
 def about(subject: Subject, part: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmer import metrics, parallel
+from jmer import metrics, parallel, zoo
 from jmer.data import transforms
 from jmer.data.corpus import Item, Target
 from jmer.data.pipeline import Pipeline
@@ -62,10 +62,22 @@ def is_labelled(truth: Any) -> bool:
 
 
 def predict(model: nn.Module, variables: Variables, batch: Batch) -> Output:
-    """The model's output in evaluation mode: pure, to be jitted, mapped or differentiated as you like."""
+    """The model's output in evaluation mode: pure, to be jitted, mapped or differentiated as you like.
+
+    Raises ValueError naming model, field or stream, found and expected for a batch that the model cannot read, and
+    (but for compiled programs, where nobody can look) for more speakers than it has states for.
+    """
+    zoo.check_speakers(model, _speakers_in(batch))
     out = model.apply(variables, batch, train=False)
     assert isinstance(out, Output)
     return out
+
+
+def _speakers_in(batch: Batch) -> int:
+    """How many speakers the dialogue with the most of them has; 0 where the numbers are not known yet."""
+    if batch.speakers is None or any(isinstance(x, jax.core.Tracer) for x in (batch.speakers, batch.present)):
+        return 0
+    return int(np.max(np.where(batch.present, batch.speakers, -1), initial=-1)) + 1
 
 
 def probabilities(logits: Array, kind: str) -> jax.Array:

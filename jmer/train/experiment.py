@@ -36,6 +36,8 @@ class Data:
     noise: deviation of Gaussian noise on the training features.
     frame_drop: probability that a step of a training stream goes missing.
     label_noise: probability that a training item is given another class's label.
+    balance: power of the inverse frequency of their class by which training items are drawn; 0 draws every
+        item once an epoch, 1 all classes equally often (see `data.pipeline.shares_of`).
     stand_ins: (stream, other) pairs: the stream counts only where the other is missing, as features that
         anybody can compute stand in for better ones.
     """
@@ -54,6 +56,7 @@ class Data:
     noise: float = 0.0
     frame_drop: float = 0.0
     label_noise: float = 0.0
+    balance: float = 0.0
     stand_ins: tuple[tuple[str, str], ...] = ()
 
 
@@ -68,6 +71,8 @@ class Optimizer:
     weight_decay: decoupled, for 'adamw'.
     clip: largest global norm of the gradients; 0 is no limit.
     freeze: parameters that stay as they are: patterns over their paths, such as 'encoder/*'.
+    perturb: parameters at whose neighbours the gradient is taken a second time (the fast gradient method): patterns.
+    perturb_by: how far away these neighbours are, along the parameters' gradients.
     """
 
     name: Literal['adam', 'adamw', 'sgd'] = 'adamw'
@@ -77,6 +82,8 @@ class Optimizer:
     weight_decay: float = 1e-4
     clip: float = 0.0
     freeze: tuple[str, ...] = ()
+    perturb: tuple[str, ...] = ()
+    perturb_by: float = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +94,15 @@ class Loss:
     class_weights: one for each class; empty: all one.
     label_smoothing: share of the probability that is spread over all classes.
     gamma: exponent of the focal loss.
+    balance: how much more the training items of rare classes weigh, 0 to 1, in the losses of all models: not at
+        all, or by their inverse frequency at 1 (see `losses.class_balance`).
     """
 
     name: str = ''
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     gamma: float = 2.0
+    balance: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

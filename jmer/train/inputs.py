@@ -50,6 +50,11 @@ def fingerprint(corpus: Corpus, streams: Sequence[str], target: str) -> str:
     return digest.hexdigest()
 
 
+def most_speakers(items: Iterable[Item]) -> int:
+    """How many speakers the dialogue with the most of them has; 0 of utterances."""
+    return max((int(np.max(item.speakers)) + 1 for item in items if item.speakers is not None), default=0)
+
+
 def spec_to_json(spec: Spec, data: Data, moments: Mapping[str, Moments]) -> dict[str, Any]:
     """What a card has to say of the inputs, so that weights can be used without the corpus."""
     target = spec.target(data.target)

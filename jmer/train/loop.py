@@ -16,21 +16,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
 
-from jmer import calibration, checkpoint, cost, losses, metrics, parallel, zoo
+from jmer import calibration, checkpoint, cost, losses, metrics, parallel, stages, zoo
 from jmer.data import transforms
 from jmer.data.corpus import Corpus, Item, Target
-from jmer.data.pipeline import Pipeline, pipeline
+from jmer.data.pipeline import Pipeline, class_counts, pipeline
 from jmer.data.splits import Splits, folds, split
 from jmer.train import inputs, log, optimizers, predictions, preflight
 from jmer.train.evaluate import LOWER, make_predict, metric_of, no_nan, over_seeds, predictions_of, sweep
 from jmer.train.experiment import Experiment, to_json
-from jmer.train.step import TrainState, init_states, make_step
+from jmer.train.step import TEACHER, Perturbation, TrainState, init_states, make_step
 from jmer.train.watch import Watch
 from jmer.types import Batch, Variables
 
@@ -39,7 +40,8 @@ class Fit(NamedTuple):
     """All that training needs besides its state.
 
     folders: of the seeds. monitor: the figure that chooses the epoch, 'step' for the last one.
-    choosing: the validation items, if any. step, run: compiled, over an axis of seeds.
+    choosing: the validation items, if any. plan: the stage of every epoch, and steps: its step.
+    steps, run: compiled, over an axis of seeds.
     """
 
     experiment: Experiment
@@ -49,7 +51,9 @@ class Fit(NamedTuple):
     higher: bool
     training: Pipeline
     choosing: Pipeline | None
-    step: parallel.Step
+    stages: tuple[stages.Stage, ...]
+    plan: Sequence[int]
+    steps: Sequence[parallel.Step]
     run: Callable[[Variables, Batch], tuple[Any, Any]]
     split: parallel.Split
     mesh: jax.sharding.Mesh
@@ -113,20 +117,26 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
     training, choosing = (inputs.shape(side.items, experiment.data) for side in splits[:2])
     moments = inputs.fit(training, experiment.data)
     make = _pipelines(experiment, corpus, moments, mesh)
-    batches = make(training, experiment.data.buckets)
-    optimizer = optimizers.make(experiment.optimizer, batches.steps_per_epoch * experiment.epochs)
-    step = _step(experiment, target, optimizer)
+    batches = make(training, experiment.data.buckets, experiment.data.balance)
+    todo, teacher, start = _course(experiment, target)
+    todo = _balanced(todo, experiment, target, training)
+    plan = stages.plan(todo, experiment.epochs)
+    each = [optimizers.make(experiment.optimizer, batches.steps_per_epoch * plan.count(k), stage.moves)
+            for k, stage in enumerate(todo)]
+    steps = [_step(experiment, target, stage, optimizers.in_turn(each, k), teacher, batches.steps_per_epoch)
+             for k, stage in enumerate(todo)]
     by_step = experiment.monitor == 'step' or not choosing
     fit = Fit(
         experiment, _folders(experiment, workdir), metric_of(target),
         'step' if by_step else f'validation/{experiment.monitor}', by_step or experiment.monitor not in LOWER,
         batches, make(choosing, 1) if choosing else None,
-        parallel.compile_step(jax.vmap(step), mesh, via, share),
+        todo, plan, [parallel.compile_step(jax.vmap(step), mesh, via, share) for step in steps],
         parallel.compile_predict(over_seeds(make_predict(experiment.model, target, experiment.data)), mesh, share),
         share, mesh, console)
     example = batches.stream(experiment.seed, 0)
-    fresh = init_states(experiment.model, optimizer, jax.tree.map(lambda x: x[:1], example), fit.seeds)
-    spent = {'flops_per_step': cost.flops(step, _of_seed(fresh, 0), example, jax.random.key(0))}
+    fresh = init_states(experiment.model, optimizers.in_turn(each, 0), jax.tree.map(lambda x: x[:1], example),
+                        fit.seeds, teacher, start(batches))
+    spent = {'flops_per_step': cost.flops(steps[-1], _of_seed(fresh, 0), example, jax.random.key(0))}
     # Last of all, so that an experiment that cannot run leaves no mark on the folder.
     preflight.claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
         corpus, experiment.data.streams, target.name)})
@@ -144,13 +154,50 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
             for folder, variables, card in zip(fit.folders, _by_seed(progress.chosen), cards, strict=True)]
 
 
-def _step(experiment: Experiment, target: Target, optimizer: optax.GradientTransformation) -> parallel.Step:
-    """The step of one seed."""
-    metric = metric_of(target)
+def _course(
+    experiment: Experiment, target: Target
+) -> tuple[tuple[stages.Stage, ...], nn.Module | None, Callable[[Pipeline], Any]]:
+    """The stages of a training, the teacher if there is one, and a function for the memory before it."""
+    model, file = experiment.model, zoo.module(zoo.name_of(experiment.model))
+    whole = (stages.Stage('all', stages.objective(loss_of(experiment, target))),)
+    teacher = file.teacher(model) if hasattr(file, 'teacher') else None
+
+    def start(training: Pipeline) -> Any:
+        labels = training.labels()
+        return file.memory(model, labels, training.batch_size) if hasattr(file, 'memory') else ()
+
+    return file.stages(model) if hasattr(file, 'stages') else whole, teacher, start
+
+
+def _balanced(
+    todo: tuple[stages.Stage, ...], experiment: Experiment, target: Target, training: Sequence[Item]
+) -> tuple[stages.Stage, ...]:
+    """The stages, in whose losses items weigh by how rare their class is, if the experiment says so."""
+    if not experiment.loss.balance:
+        return todo
+    weights = losses.class_balance(class_counts(training, target), experiment.loss.balance)
+
+    def balanced(objective: stages.Objective) -> stages.Objective:
+        def of_batch(model: nn.Module, learner: stages.Learner, batch: Batch) -> stages.Result:
+            result = objective(model, learner, batch)
+            return result._replace(terms=losses.reweighted(result.terms, batch.labels[target.name], weights))
+
+        return of_batch
+
+    return tuple(stage._replace(objective=balanced(stage.objective)) for stage in todo)
+
+
+def _step(
+    experiment: Experiment, target: Target, stage: stages.Stage, optimizer: optax.GradientTransformation,
+    teacher: nn.Module | None, steps_per_epoch: int,
+) -> parallel.Step:
+    """The step of one seed in one stage."""
+    metric, settings = metric_of(target), experiment.optimizer
     return make_step(
-        experiment.model, loss_of(experiment, target), optimizer,
+        experiment.model, stage.objective, optimizer,
         lambda out, batch: metric.sums(out.logits, batch.labels[target.name]),
-        augment_of(experiment, target), experiment.accumulate, experiment.compute_dtype)
+        augment_of(experiment, target), experiment.accumulate, experiment.compute_dtype,
+        Perturbation(settings.perturb, settings.perturb_by) if settings.perturb else None, teacher, steps_per_epoch)
 
 
 @contextlib.contextmanager
@@ -202,20 +249,25 @@ def _fit(fit: Fit, fresh: TrainState, saved: checkpoint.Run, evaluated: checkpoi
         for epoch in range(first + 1, epochs + 1):
             if not _active(fit, progress).any():
                 break
+            step = fit.steps[fit.plan[epoch - 1]]
+            state = _enter(fit, state, epoch)
             make = partial(fit.training.streams, fit.seeds)
             for batch in watch.ahead(make, (epoch - 1) * size, epoch * size, partial(_busy, pending)):
-                state, sums = fit.step(state, parallel.shard(batch, fit.mesh, fit.split.batch), keys)
+                state, sums = step(state, parallel.shard(batch, fit.mesh, fit.split.batch), keys)
                 pending.append(sums)
             told.epoch(epoch)
             if epoch % fit.experiment.evaluate_every and epoch < epochs:
                 continue
             done, active = epoch * size, _active(fit, progress)
-            figures = _figures(fit, state, pending, done, active, watch.figures(len(pending)))
-            progress = _advance(fit, progress, state, done, active, [f.get(fit.monitor, float(done)) for f in figures])
+            figures = _figures(fit, state, pending, epoch, active, watch.figures(len(pending)))
+            # Before the last stage a model is not what it is going to be.
+            if (final := fit.plan[epoch - 1] == len(fit.stages) - 1):
+                progress = _advance(fit, progress, state, done, active,
+                                    [f.get(fit.monitor, float(done)) for f in figures])
             for k in np.flatnonzero(active).tolist():
                 told.evaluation(k, done, epoch, figures[k])
             told.tell(done, epoch, _headline(fit, figures, progress))
-            if evaluated is not None and done not in evaluated.steps():
+            if evaluated is not None and final and done not in evaluated.steps():
                 evaluated.save(done, _variables(state.params, state.model_state), {})
                 evaluated.wait()      # a run that goes on after this state may not lack these weights
             saved.save(done, {'state': state, 'progress': progress}, _mean(figures))
@@ -237,10 +289,26 @@ def _resume(fit: Fit, fresh: TrainState, saved: checkpoint.Run) -> tuple[TrainSt
     return restored['state'], restored['progress']
 
 
-def _figures(fit: Fit, state: TrainState, pending: list[Any], done: int, active: np.ndarray,
+def _enter(fit: Fit, state: TrainState, epoch: int) -> TrainState:
+    """The state with which an epoch begins: another one where it is the first of its stage."""
+    stage = fit.plan[epoch - 1]
+    enter = fit.stages[stage].enter
+    if enter is None or stage in fit.plan[:epoch - 1]:
+        return state
+    return parallel.replicate(state._replace(params=enter(state.params)), fit.mesh, fit.split.state)
+
+
+def _rate(fit: Fit, epoch: int) -> float:
+    """The learning rate of the last step of an epoch."""
+    size, stage = fit.training.steps_per_epoch, fit.plan[epoch - 1]
+    schedule = optimizers.schedule(fit.experiment.optimizer, size * fit.plan.count(stage))
+    return float(schedule(size * fit.plan[:epoch].count(stage) - 1))
+
+
+def _figures(fit: Fit, state: TrainState, pending: list[Any], epoch: int, active: np.ndarray,
              times: Mapping[str, float]) -> list[dict[str, float]]:
     """All that is logged of an evaluation, by seed; nothing of a seed whose patience has ended."""
-    rate = optimizers.schedule(fit.experiment.optimizer, fit.training.steps_per_epoch * fit.experiment.epochs)
+    done = epoch * fit.training.steps_per_epoch
     trained = parallel.fetch(pending)
     variables = _variables(state.params, state.model_state)
     chosen = sweep(fit.run, variables, fit.choosing, fit.mesh, fit.split)[0] if fit.choosing else None
@@ -250,7 +318,7 @@ def _figures(fit: Fit, state: TrainState, pending: list[Any], done: int, active:
             found.append({})
             continue
         figures = training_figures([_of_seed(sums, k) for sums in trained], fit.metric, done, seed)
-        figures |= {**times, 'rate': float(rate(done - 1))}
+        figures |= {**times, 'rate': _rate(fit, epoch)}
         if chosen is not None:
             measured = fit.metric.compute(_of_seed(chosen, k))
             figures |= {f'validation/{name}': value for name, value in measured.items()}
@@ -360,8 +428,12 @@ def training_figures(sums: list[Any], metric: metrics.Metric, last_step: int, se
                 f'the loss, gradients or batch statistics of step {last_step - len(sums) + k + 1} (seed {seed}) are '
                 'not finite; the state was left as it was before that step, and the checkpoints are those of earlier '
                 'evaluations')
-    terms = {name: sum(float(one['loss'][name][0]) for one in sums)
-             / max(sum(float(one['loss'][name][1]) for one in sums), 1e-9) for name in sums[0]['loss']}
+    found: dict[str, list[Any]] = {}
+    for one in sums:
+        for name, value in one['loss'].items():         # stages have terms of their own
+            found.setdefault(name, []).append(value)
+    terms = {name: sum(float(value) for value, _ in of) / max(sum(float(weight) for _, weight in of), 1e-9)
+             for name, of in found.items()}
     measured = metric.compute(metrics.total([one['metrics'] for one in sums]))
     norm = float(np.mean([one['gradient_norm'] for one in sums]))
     parts = {f'train/loss_{name}': value for name, value in terms.items()} if len(terms) > 1 else {}
@@ -405,9 +477,9 @@ def _pipelines(experiment: Experiment, corpus: Corpus, moments: Mapping, mesh) -
     data = experiment.data
     process = jax.process_index(), jax.process_count()
 
-    def make(items: tuple[Item, ...], buckets: int) -> Pipeline:
+    def make(items: tuple[Item, ...], buckets: int, balance: float = 0.0) -> Pipeline:
         return pipeline(inputs.standardise(items, moments), corpus.spec, data.streams, data.target,
-                        data.batch_size, buckets, process)
+                        data.batch_size, buckets, process, balance)
 
     return make
 
@@ -418,7 +490,9 @@ def _busy(pending: list[Any]) -> bool:
 
 
 def _variables(params, model_state) -> Variables:
-    return {'params': params, **model_state}
+    """The model's own; of what was only its teacher nothing is kept."""
+    return {name: {key: value for key, value in collection.items() if key != TEACHER}
+            for name, collection in {'params': params, **model_state}.items()}
 
 
 def _of_seed(tree: Any, k: int) -> Any:
@@ -442,7 +516,7 @@ def _headline(fit: Fit, figures: Sequence[Mapping[str, float]], progress: Progre
     """The loss and the figure that chooses; of several seeds the mean, and the range of the figure."""
     mean = _mean(figures)
     parts = [f'loss {mean["train/loss"]:.4f}']
-    if fit.monitor != 'step':
+    if fit.monitor != 'step' and np.isfinite(progress.best).all():
         values = [one[fit.monitor] for one in figures if one]
         spread = f' ({min(values):.4f} to {max(values):.4f})' if len(fit.seeds) > 1 else ''
         parts.append(f'{fit.monitor} {mean[fit.monitor]:.4f}{spread}  best {np.mean(progress.best):.4f}')

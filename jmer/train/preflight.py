@@ -10,6 +10,7 @@ import numpy as np
 
 from jmer import checkpoint, parallel, zoo
 from jmer.data.corpus import Corpus, Target
+from jmer.train import inputs
 from jmer.train.evaluate import metric_names
 from jmer.train.experiment import Experiment
 
@@ -78,6 +79,10 @@ def _check_model(experiment: Experiment, corpus: Corpus, target: Target) -> None
     if classes != len(target.names):
         raise ValueError(f'model.classes: found {classes}, expected {len(target.names)}, '
                          f'the names of target {target.name} ({", ".join(target.names)})')
+    if target.kind not in zoo.labels(name):
+        raise ValueError(f'data.target: found {target.name!r} of the kind {target.kind}, but the loss of {name} takes '
+                         f'the kinds {", ".join(zoo.labels(name))}')
+    zoo.check_speakers(experiment.model, inputs.most_speakers(corpus.items))
 
 
 def claim(workdir: Path, identity: dict[str, Any]) -> None:

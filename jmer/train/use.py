@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from jmer import checkpoint, metrics, parallel, pretrained
+from jmer import checkpoint, metrics, parallel, pretrained, zoo
 from jmer.data import features
 from jmer.data.corpus import Corpus, Item, Spec
-from jmer.data.pipeline import pipeline
+from jmer.data.pipeline import common_steps, make_batch, pipeline
 from jmer.train import inputs
 from jmer.train.evaluate import Prediction, is_labelled, make_predict, metric_of, no_nan, predictions_of, sweep
 from jmer.train.experiment import data_from_json
+from jmer.train.online import check_causal, stepwise
 
 SIDES = ('train', 'validation', 'test')
 
@@ -49,20 +51,24 @@ def evaluate(name: str, data_dir: Path | None, part: str) -> dict[str, Any]:
     return checkpoint.plain(no_nan({**result, 'predictions': _as_json(predictions, card)}))
 
 
-def predict(name: str, paths: Sequence[str]) -> list[dict[str, Any]]:
+def predict(name: str, paths: Sequence[str], online: bool = False) -> list[dict[str, Any]]:
     """Predictions for a user's files; files of one folder and stem are the streams of one clip.
 
-    Errors as `data.features.clip`.
+    online: say of every turn of a conversation what was known when it was said, see `train.online`. Errors as
+    `data.features.clip`, and ValueError for a model that cannot do so.
     """
     model, variables, card = pretrained.load_trained(name)
     spec, _ = inputs.spec_from_json(card)
+    if online:
+        check_causal(model)
     clips: dict[Path, list[str]] = {}
     for path in paths:
         clips.setdefault(Path(path).with_suffix(''), []).append(path)
     items = [features.clip(spec, *files) for files in clips.values()]
     # Turns are then named after their clip; by number alone those of two clips would have one name.
     items = [item._replace(id='+'.join(files), turns=()) for item, files in zip(items, clips.values(), strict=True)]
-    _, predictions = _run(model, variables, card, items, spec, labelled=False)
+    predictions = (_run_online(model, variables, card, items, spec) if online
+                   else _run(model, variables, card, items, spec, labelled=False)[1])
     return checkpoint.plain(_as_json(predictions, card))
 
 
@@ -83,6 +89,7 @@ def select(corpus: Corpus, part: str, card: dict[str, Any]) -> tuple[Item, ...]:
 
 def _run(model, variables, card, items: Sequence[Item], spec: Spec, labelled: bool = True):
     """Metric sums and predictions, on as many devices as there are."""
+    zoo.check_speakers(model, inputs.most_speakers(items))
     data = data_from_json(card['data'])
     spec = dataclasses.replace(spec, targets=inputs.spec_from_json(card)[0].targets)
     ready = inputs.standardise(inputs.shape(items, data), inputs.spec_from_json(card)[1])
@@ -92,6 +99,25 @@ def _run(model, variables, card, items: Sequence[Item], spec: Spec, labelled: bo
     run = parallel.compile_predict(make_predict(model, spec.targets[0], data), mesh)
     states, scores = sweep(run, parallel.replicate(variables, mesh), batches, mesh)
     return states, predictions_of(ready, scores, batches.target)
+
+
+def _run_online(model, variables, card, items: Sequence[Item], spec: Spec) -> list[Prediction]:
+    """Predictions of conversations, each turn from those before it."""
+    zoo.check_speakers(model, inputs.most_speakers(items))
+    data = data_from_json(card['data'])
+    ready = inputs.standardise(inputs.shape(items, data), inputs.spec_from_json(card)[1])
+    steps = common_steps(ready, spec, data.streams)
+    judge = make_predict(model, spec.targets[0], data)
+    longest = next(iter(steps.values()))[0]
+    step = stepwise(lambda variables, batch: judge(variables, batch)[0], model, variables, longest)
+    scores = []
+    for item in ready:
+        history, found, batch = None, [], make_batch([item], spec, None, steps)
+        for k in range(int(batch.present.sum())):
+            history, of_turn = step(history, jax.tree.map(lambda x, k=k: x[:, k:k + 1], batch))
+            found.append(np.asarray(of_turn[0]))
+        scores.append(np.stack(found))
+    return predictions_of(ready, scores, None)
 
 
 def _as_json(predictions: Sequence[Prediction], card: dict[str, Any]) -> list[dict[str, Any]]:

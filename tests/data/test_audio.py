@@ -49,6 +49,19 @@ def test_log_mel_of_speech_is_that_of_librosa():
         np.testing.assert_allclose(audio.log_mel(samples), reference(samples), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize('name', ['noise', 'silence', 'shortest'])
+def test_cepstra_are_those_of_librosa(name):
+    frames = audio.log_mel(SIGNALS[name].astype(np.float32))
+    found = audio.cepstra(frames)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, librosa.feature.mfcc(S=frames.T, n_mfcc=audio.CEPSTRA).T, atol=1e-4, rtol=1e-5)
+
+
+def test_streams_are_as_wide_as_promised():
+    widths = {name: x.shape[1] for name, x in audio.streams(SIGNALS['shortest'].astype(np.float32)).items()}
+    assert widths == audio.WIDTHS
+
+
 def test_filters_cannot_be_changed_by_a_caller():
     with pytest.raises(ValueError, match='read-only'):
         audio.filters()[0, 0] = 1

@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from jmer.data import audio
+from jmer.data import audio, text
 from jmer.data.corpus import validate
 from jmer.data.features import clip
 from jmer.data.load import load, names, source
 from tests.data import trees
 
-WRITERS = {'ravdess': trees.ravdess, 'mosi': trees.mosi, 'meld': trees.meld}
+WRITERS = {
+    'ravdess': trees.ravdess,
+    'mosi': trees.mosi,
+    'meld': trees.meld,
+    'emodb': trees.emodb,
+    'emorynlp': trees.emorynlp,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -381,6 +387,170 @@ def test_meld_without_embeddings(tmp_path):
         load('meld', root)
 
 
+# EmoDB
+
+
+def test_emodb_reads_labels_from_the_name(tmp_path):
+    angry, bored, sad, neutral = load('emodb', trees.emodb(tmp_path / 'corpus')).items
+    assert [item.id for item in (angry, bored, neutral, sad)] == list(trees.EMODB_CLIPS)
+    assert [int(item.labels['emotion']) for item in (angry, bored, sad, neutral)] == [0, 1, 6, 5]
+    assert [item.part for item in (angry, bored, sad, neutral)] == ['fold0', 'fold1', 'fold4', 'fold4']
+    assert [item.group for item in (angry, bored, sad, neutral)] == ['03', '08', '12', '16']
+    assert angry.attributes == {
+        'speaker': '03',
+        'sex': 'male',
+        'sentence': 'a01',
+        'take': 'a',
+        'complete': 'yes',
+        'recognised_pct': '95.00',
+    }
+    assert bored.attributes['sex'] == neutral.attributes['sex'] == 'female'
+    assert (bored.attributes['complete'], neutral.attributes['recognised_pct']) == ('no', '')
+    assert (sad.attributes['complete'], sad.attributes['recognised_pct']) == ('', ''), 'the table lacks it'
+
+
+def test_emodb_folds_hold_a_woman_and_a_man_each():
+    emodb = source('emodb')
+    assert all(woman in emodb.WOMEN and man in emodb.MEN for woman, man in emodb.FOLDS)
+    assert sorted(speaker for fold in emodb.FOLDS for speaker in fold) == sorted(emodb.WOMEN + emodb.MEN)
+
+
+def test_emodb_sound_is_log_mel_and_its_cepstra(tmp_path):
+    angry = load('emodb', trees.emodb(tmp_path / 'corpus')).items[0]
+    frames = audio.log_mel(audio.read(tmp_path / 'corpus/audio/03a01Wa.wav'))
+    np.testing.assert_array_equal(angry.streams['audio'], frames)
+    np.testing.assert_array_equal(angry.streams['mfcc'], audio.cepstra(frames))
+
+
+def test_emodb_as_its_owners_have_it(tmp_path):
+    """In the folder 'wav', without the table."""
+    ours = load('emodb', trees.emodb(tmp_path / 'ours')).items
+    theirs = load('emodb', trees.emodb(tmp_path / 'theirs', 'wav', labels=False)).items
+    for one, other in zip(ours, theirs, strict=True):
+        same(one._replace(attributes={}), other._replace(attributes={}))
+        assert (other.attributes['complete'], other.attributes['speaker']) == ('', one.attributes['speaker'])
+
+
+def test_emodb_folders_of_sound_do_not_mix(tmp_path):
+    root = trees.emodb(trees.emodb(tmp_path / 'corpus'), 'wav')
+    with pytest.raises(FileNotFoundError, match='one folder of sound is expected, and found were wav and audio'):
+        load('emodb', root)
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('04a01Wa.wav', 'speaker in the file name: found 04, expected one of 03, 08'),
+        ('03a03Wa.wav', 'sentence in the file name: found a03, expected one of a01'),
+        ('03a01Xa.wav', 'emotion in the file name: found X, expected one of W, L'),
+        ('03a01Ea.wav', 'cannot be read as sound'),
+    ],
+)
+def test_emodb_clip_is_not_as_expected(tmp_path, name, message):
+    root = trees.emodb(tmp_path / 'corpus')
+    (root / 'audio' / name).write_bytes(b'no sound')
+    with pytest.raises(ValueError, match=f'{name}: {message}'):
+        load('emodb', root)
+
+
+@pytest.mark.parametrize(
+    ('row', 'message'),
+    [
+        (('03a01Wa.flac', '03', 'fear', '1', '95'), "column emotion: found 'fear', expected anger, as in the name"),
+        (('03a01Wa.flac', '03', 'anger', '2', '95'), "column complete: found '2', expected 0 or 1"),
+        (('03a01Wa.flac', '03', 'anger', '1', '101'), "column recognised_pct: found '101', expected a number from 0"),
+        (('03a01Wa.flac', '03', 'anger', '1', 'nan'), "column recognised_pct: found 'nan', expected a number from 0"),
+        (('03a01Wa.flac', '03', 'anger', '1'), 'found 4 fields, expected 5'),
+        (('08b10Lb.wav', '08', 'boredom', '1', ''), 'a second row for the clip 08b10Lb'),
+    ],
+)
+def test_emodb_row_is_not_as_expected(tmp_path, row, message):
+    root = trees.emodb(tmp_path / 'corpus')
+    trees.emodb_labels(root, rows=[trees.EMODB_ROWS[1], row])
+    with pytest.raises(ValueError, match=f'labels.csv: line 3: {message}'):
+        load('emodb', root)
+
+
+def test_emodb_table_lacks_columns(tmp_path):
+    root = trees.emodb(tmp_path / 'corpus')
+    trees.emodb_labels(root, columns=trees.EMODB_COLUMNS[:3], rows=())
+    with pytest.raises(ValueError, match=r'labels.csv: lacks the columns complete, recognised_pct'):
+        load('emodb', root)
+
+
+# EmoryNLP
+
+
+def test_emorynlp_items_are_scenes(tmp_path):
+    corpus = load('emorynlp', trees.emorynlp(tmp_path / 'corpus'))
+    assert [(item.id, item.part) for item in corpus.items] == [
+        ('1_2_1', 'train'),
+        ('1_2_10', 'train'),
+        ('1_3_1', 'test'),
+        ('2_1_3', 'valid'),
+    ]
+    first = corpus.items[0]
+    assert first.turns == ('1_2_1_utt0', '1_2_1_utt1', '1_2_1_utt2')
+    np.testing.assert_array_equal(first.labels['emotion'], [0, 3, 6])
+    np.testing.assert_array_equal(first.speakers, [0, 1, 0])
+    assert first.attributes == {'speakers': 'Ross | Joey'}
+    assert corpus.items[3].attributes == {'speakers': 'Zoë'}
+
+
+def test_emorynlp_text_is_learned_from_the_train_part(tmp_path):
+    root = trees.emorynlp(tmp_path / 'corpus')
+    texts = {item.id: item.streams['text'] for item in load('emorynlp', root).items}
+    words = text.fit([np.array(turn) for turn in ([2, 3, 3], [4], [2], [5, 2, 4])], 256)
+    np.testing.assert_allclose(texts['1_2_1'], text.vectors([np.array(t) for t in ([2, 3, 3], [4], [2])], words))
+    np.testing.assert_array_equal(texts['1_3_1'][0], 0)  # it holds no word that the train part holds
+    np.testing.assert_allclose(texts['1_3_1'][1], texts['1_2_1'][0], atol=1e-6)  # the same words
+    arrays = trees.emorynlp_arrays('test') | {'tokens': np.array([2, 2, 5, 5, 5], np.uint16)}
+    np.savez(root / 'test.npz', **arrays)
+    changed = {item.id: item.streams['text'] for item in load('emorynlp', root).items}
+    for scene in ('1_2_1', '1_2_10', '2_1_3'):
+        np.testing.assert_array_equal(changed[scene], texts[scene])
+    assert np.abs(changed['1_3_1'] - texts['1_3_1']).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'label': None, 'tokens': None}, 'it lacks label, tokens; found'),
+        ({'label': np.array([0, 3, 7, 1])}, r'array label: row 2: found 7, expected 0 to 6 \(joyful'),
+        ({'label': np.array([0.0, 3, np.nan, 1])}, 'array label: found float64 .*, expected whole numbers'),
+        ({'label': np.array([0, 3, -1, 1])}, 'array label: found int64 .*, expected whole numbers from 0'),
+        ({'label': np.array([0, 3, 1])}, 'array label: found 3 entries, expected 4, since there are 2 scenes'),
+        ({'tokens': np.zeros((3, 3), int)}, r'array tokens: found int64 \(3, 3\)'),
+        ({'tokens': np.zeros(8, int)}, 'array token_offsets: expected increasing numbers from 0 to 8'),
+        ({'token_offsets': np.array([0, 3, 9])}, 'array token_offsets: found 2 entries, expected 4'),
+        ({'token_offsets': np.array([0, 5, 3, 6, 9], np.uint32)}, 'array token_offsets: expected increasing'),
+        ({'token_offsets': np.array([0, 3.5, 5, 6, 9])}, 'array token_offsets: expected increasing'),
+        ({'dialog_offsets': np.array([0, 3, 3])}, 'array dialog_offsets: expected increasing numbers from 0 to 4'),
+        ({'dialog_offsets': np.array([0, 4])}, 'array dialog_offsets: found 1 entries, expected 2'),
+        ({'speaker_bytes': np.full(17, 255, np.uint8)}, 'array speaker_bytes: no UTF-8 where speaker_offsets'),
+    ],
+)
+def test_emorynlp_file_is_not_as_expected(tmp_path, changes, message):
+    root = trees.emorynlp(tmp_path / 'corpus', **changes)
+    with pytest.raises(ValueError, match=f'train.npz: .*{message}'):
+        load('emorynlp', root)
+
+
+def test_emorynlp_cannot_do_without_its_train_part(tmp_path):
+    root = trees.emorynlp(tmp_path / 'corpus')
+    (root / 'train.npz').unlink()
+    with pytest.raises(FileNotFoundError, match=r'train.npz was not found; the text stream is learned from it'):
+        load('emorynlp', root)
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 cut off'])
+def test_emorynlp_file_is_torn(tmp_path, content):
+    root = trees.emorynlp(tmp_path / 'corpus')
+    (root / 'valid.npz').write_bytes(content)
+    with pytest.raises(ValueError, match=r'valid.npz: not the npz file that was expected'):
+        load('emorynlp', root)
+
+
 # All corpora
 
 
@@ -417,13 +587,13 @@ def test_unknown_corpus(tmp_path):
     assert {'toy', 'toy-dialogue', *WRITERS} <= set(names())
 
 
-@pytest.mark.parametrize('name', WRITERS)
+@pytest.mark.parametrize('name', [name for name in WRITERS if name != 'emodb'])
 def test_objects_are_not_unpickled(tmp_path, name):
     root = WRITERS[name](tmp_path / 'corpus')
     path = sorted(root.glob('*.npz'))[0]
     with np.load(path) as archive:
         arrays = dict(archive)
-    array = next(array for array in ('names', 'text', 'dev') if array in arrays)
+    array = next(array for array in ('names', 'text', 'dev', 'label') if array in arrays)
     arrays[array] = np.array([Bomb()] * 3, object)
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=f'{path.name}: .*allow_pickle=False'):
@@ -591,6 +761,33 @@ def test_the_real_meld():
     assert max(len(item.turns) for item in corpus.items) == 33
 
 
+def test_the_real_emodb():
+    corpus = load('emodb', trees.shared('emodb'))
+    parts = Counter(item.part for item in corpus.items)
+    assert parts == {'fold0': 110, 'fold1': 113, 'fold2': 99, 'fold3': 107, 'fold4': 106}
+    for part in parts:
+        assert len({int(item.labels['emotion']) for item in corpus.items if item.part == part}) == 7
+    counts = Counter(int(item.labels['emotion']) for item in corpus.items)
+    assert [counts[code] for code in range(7)] == [127, 81, 46, 69, 71, 79, 62]
+    # As many frames as in two seconds where it is cut, fewer where it is complete.
+    for item in corpus.items:
+        frames = {len(x) for x in item.streams.values()}
+        assert frames == {201} or (item.attributes['complete'] == 'yes' and max(frames) < 201)
+
+
+def test_the_real_emorynlp():
+    corpus = load('emorynlp', trees.shared('emorynlp_text'))
+    assert Counter(item.part for item in corpus.items) == {'train': 659, 'valid': 89, 'test': 79}
+    emotions = np.concatenate([item.labels['emotion'] for item in corpus.items if item.part == 'test'])
+    assert np.bincount(emotions).tolist() == [217, 86, 111, 288, 70, 96, 116]
+    x = np.concatenate([item.streams['text'] for item in corpus.items if item.part == 'train']).astype(np.float64)
+    squares = x.T @ x
+    energy = np.diag(squares)
+    assert (np.diff(energy) < 0).all()  # main directions first
+    np.testing.assert_allclose(squares - np.diag(energy), 0, atol=1e-4 * energy[0])
+    assert np.linalg.norm(x, axis=1).max() < 1.001
+
+
 # A user's own files
 
 RAVDESS, MOSI = source('ravdess').SPEC, source('mosi').SPEC
@@ -618,6 +815,14 @@ def test_clip_of_a_sound_file_and_an_archive(tmp_path):
     }
     assert item.masks['whisper'].tolist() == [True, False, True]
     np.testing.assert_array_equal(item.streams['whisper'][1], 0)
+
+
+def test_clip_of_a_sound_file_gives_all_that_is_computed_from_sound(tmp_path):
+    root = trees.emodb(tmp_path / 'corpus')
+    item = clip(source('emodb').SPEC, root / 'audio/08b10Lb.wav')
+    wanted = load('emodb', root).items[1]
+    np.testing.assert_equal(dict(item.streams), dict(wanted.streams))
+    assert set(item.streams) == {'audio', 'mfcc'}
 
 
 def test_clip_of_a_dialogue(tmp_path):

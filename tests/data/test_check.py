@@ -231,6 +231,44 @@ def test_mosi_video_on_both_sides(tmp_path):
     assert 'in test and train alike: 2 groups: a, bé' in found.problems
 
 
+def test_emodb_goes_on_after_a_problem(tmp_path):
+    root = trees.emodb(tmp_path)
+    (root / 'audio/03a01Xa.wav').write_bytes(b'')
+    (root / 'audio/03a01Ea.wav').write_bytes(b'')
+    (root / 'audio/copy').mkdir()
+    shutil.copy(root / 'audio/16a07Na.flac', root / 'audio/copy')
+    trees.emodb_labels(root, rows=[('03a01Wa.wav', '03', 'fear', '1', ''), ('09a01Fa.wav', '09', 'happiness', '1', '')])
+    found = check('emodb', root)
+    expected = (
+        'labels.csv: line 2: column emotion',
+        '03a01Xa.wav: emotion in the file name: found X',
+        '03a01Ea.wav: cannot be read as sound',
+        '03a01Ea: has no stream at all',
+    )
+    assert len(found.problems) == len(expected)
+    for words in expected:
+        assert any(words in problem for problem in found.problems), words
+    assert found.items == 5
+    notes = '\n'.join(found.notes)
+    assert 'it lacks clips that have a sound file: 5 (03a01Ea, 03a01Wa, 08b10Lb, ...)' in notes
+    assert 'it holds clips that have no sound file: 1 (09a01Fa)' in notes
+    assert re.search('copy/16a07Na.flac: ignored, the same clip was found as', notes)
+
+
+def test_emorynlp_goes_on_after_a_problem(tmp_path):
+    root = trees.emorynlp(tmp_path, label=np.array([0, 9, 6, 1]))
+    (root / 'valid.npz').write_bytes(b'')
+    (root / 'test.npz').unlink()
+    found = check('emorynlp', root)
+    assert len(found.problems) == 2
+    for words in ('train.npz: array label: row 1: found 9', 'valid.npz: not the npz file'):
+        assert any(words in problem for problem in found.problems), words
+    assert f'{root / "test.npz"}: absent' in found.notes
+    assert found.labels['emotion']['train']['(none)'] == 1
+    (root / 'train.npz').write_bytes(b'')
+    assert check('emorynlp', root).items == 0
+
+
 def test_what_cannot_be_checked(tmp_path):
     with pytest.raises(FileNotFoundError, match='the folder is empty'):
         check('meld', tmp_path)

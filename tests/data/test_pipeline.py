@@ -9,7 +9,7 @@ import pytest
 
 from jmer.data import synthetic
 from jmer.data.corpus import Item, Spec, StreamSpec, Target
-from jmer.data.pipeline import common_steps, make_batch, pipeline
+from jmer.data.pipeline import class_counts, common_steps, make_batch, pipeline, shares_of
 
 STREAMS = ('text', 'audio', 'vision')
 
@@ -237,3 +237,80 @@ def test_bad_arguments_are_named():
         pipeline(items, SPEC, ('eeg',), None, 4)
     with pytest.raises(ValueError, match="no target 'anger'"):
         pipeline(items, SPEC, ('audio',), 'anger', 4)
+
+
+def uneven(rare=6, common=54, **options):
+    """Items of lengths 1 to 3, the first few of the class 'sad' and all others 'glad'."""
+    items = [utterance(k, 1 + k % 3, labels={'emotion': np.array(int(k >= rare), np.int32)})
+             for k in range(rare + common)]
+    return pipeline(items, SPEC, ('audio',), 'emotion', **{'batch_size': 8, 'buckets': 3} | options)
+
+
+def epoch(batches, number, seed=0):
+    steps = batches.steps_per_epoch
+    return [k for step in range(steps) for k in numbers(batches.stream(seed, number * steps + step))]
+
+
+@pytest.mark.parametrize(('balance', 'rare'), [(1.0, 30), (0.5, 15), (2.0, 54)])
+def test_balance_draws_classes_by_a_power_of_their_inverse_frequency(balance, rare):
+    """Of 60 draws: shares n^(1 - balance), 1 : 1, 6^.5 : 54^.5 = 1 : 3 and 54 : 6."""
+    batches = uneven(balance=balance)
+    for number in range(3):
+        drawn = epoch(batches, number)
+        assert len(drawn) == 60
+        assert abs(sum(k < 6 for k in drawn) - rare) <= 3, 'up to one in each bucket'
+        times = collections.Counter(drawn)
+        assert max(abs(times[k] - rare / 6) for k in range(6)) <= 1.5, 'none is left to chance'
+
+
+def test_a_balanced_batch_is_a_function_of_seed_and_step():
+    one, other = uneven(balance=1.0), uneven(balance=1.0)
+    steps = range(2 * one.steps_per_epoch)
+    forward = [one.stream(3, step) for step in steps]
+    for step in reversed(steps):
+        assert equal(forward[step], other.stream(3, step))
+    assert epoch(one, 0) != epoch(one, 1) and epoch(one, 0) != epoch(one, 0, seed=1)
+    stacked = one.streams((3, 4), 5)
+    assert equal(jax.tree.map(lambda x: x[0], stacked), forward[5])
+    shares = [uneven(balance=1.0, process=(k, 2)).stream(3, 1) for k in range(2)]
+    assert equal(jax.tree.map(lambda *x: np.concatenate(x), *shares), forward[1])
+
+
+def test_over_many_epochs_every_item_of_a_class_is_as_likely():
+    batches = uneven(balance=1.0)
+    times = collections.Counter(k for number in range(100) for k in epoch(batches, number))
+    for members, expected in ((range(6), 500), (range(6, 60), 30 / 54 * 100)):
+        assert max(abs(times[k] - expected) for k in members) < 5 * np.sqrt(expected)
+
+
+def test_balance_leaves_evaluation_and_equal_classes_as_they_are():
+    assert sorted(k for rows, _ in uneven(balance=1.0).sweep() for k in rows) == list(range(60))
+    assert uneven(balance=0.0).shares is None
+    assert sorted(epoch(uneven(30, 30, balance=1.0, buckets=1), 0)) == list(range(60))
+
+
+def test_a_dialogue_is_drawn_by_the_mean_over_its_labelled_turns():
+    def dialogue(*emotions):
+        return utterance(0, len(emotions), labels={'emotion': np.array(emotions, np.int32)})
+
+    items = [dialogue(0, 0, 0, 1), dialogue(1, -1), dialogue(0, 0, 0), dialogue(-1, -1),
+             utterance(0, labels={})]
+    target = SPEC.target('emotion')
+    assert class_counts(items, target).tolist() == [6, 2]
+    # 1/6 for a sad turn and 1/2 for a glad one; the last two take the mean of the others.
+    worth = np.array([(3 / 6 + 1 / 2) / 4, 1 / 2, 1 / 6])
+    expected = np.array([*worth, worth.mean(), worth.mean()])
+    np.testing.assert_allclose(shares_of(items, target, 1.0), expected / expected.sum())
+    nobody = shares_of([dialogue(-1)] * 2, target, 1.0)
+    np.testing.assert_allclose(nobody, [0.5, 0.5])
+
+
+def test_what_cannot_be_balanced_is_named():
+    items = [utterance(0, labels={'mood': np.zeros(2, np.float32)})]
+    for balance in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match='balance: found'):
+            pipeline(items, SPEC, ('audio',), 'emotion', 1, balance=balance)
+    with pytest.raises(ValueError, match='mood of the kind regression, expected classes'):
+        pipeline(items, SPEC, ('audio',), 'mood', 1, balance=1.0)
+    with pytest.raises(ValueError, match='without a target'):
+        pipeline(items, SPEC, ('audio',), None, 1, balance=1.0)

@@ -91,11 +91,7 @@ def mosi_arrays(videos: dict[str, int], seed: int) -> dict[str, np.ndarray]:
     arrays['std_split'] = np.array([2] * n, np.int8)
     arrays['dialog_offsets'] = np.cumsum([0, *videos.values()]).astype(np.int32)
     turns = [f'{name}_{k + 1}' for name, count in videos.items() for k in range(count)]
-    for name, strings in (('dialog_name', list(videos)), ('utt_id', turns)):
-        coded = [string.encode() for string in strings]
-        arrays[f'{name}_bytes'] = np.frombuffer(b''.join(coded), np.uint8)
-        arrays[f'{name}_offsets'] = np.cumsum([0, *map(len, coded)]).astype(np.int32)
-    return arrays
+    return arrays | _coded('dialog_name', list(videos)) | _coded('utt_id', turns)
 
 
 MELD_COLUMNS = ('Sr No.', 'Utterance', 'Speaker', 'Emotion', 'Sentiment', 'Dialogue_ID', 'Utterance_ID')
@@ -132,3 +128,76 @@ def meld(root: Path, columns=MELD_COLUMNS, **rows) -> Path:
 def _write(path: Path, header, rows) -> None:
     with path.open('w', encoding='utf-8-sig', newline='') as file:
         csv.writer(file).writerows([header, *rows])
+
+
+EMODB_CLIPS = (
+    '03a01Wa',  # anger, a man: fold0
+    '08b10Lb',  # boredom, a woman: fold1
+    '16a07Na',  # neutral: fold4
+    '12b02Tc',  # sadness: fold4
+)
+EMODB_COLUMNS = ('file', 'speaker', 'emotion', 'complete', 'recognised_pct')
+EMODB_ROWS = (
+    ('03a01Wa.flac', '03', 'anger', '1', '95.00'),
+    ('08b10Lb.flac', '08', 'boredom', '0', '100.00'),
+    ('16a07Na.flac', '16', 'neutral', '0', ''),
+)
+
+
+def emodb(root: Path, folder: str = 'audio', labels: bool = True) -> Path:
+    """Four clips, two as wav and two as flac, and a table that lacks one; uncut ones in a folder not to be read."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for number, clip in enumerate(EMODB_CLIPS):
+        suffix = 'wav' if number < 2 else 'flac'
+        soundfile.write(root / folder / f'{clip}.{suffix}', tone(0.2 + 0.1 * number, 16_000, 200 + 50 * number), 16_000)
+    (root / 'audio_full').mkdir(exist_ok=True)
+    for other in ('audio_full/03a01Wa.wav', 'audio_full/09a01Fa.wav', f'{folder}/silence.wav'):
+        (root / other).write_bytes(b'not to be opened')
+    if labels:
+        emodb_labels(root)
+    return root
+
+
+def emodb_labels(root: Path, columns=EMODB_COLUMNS, rows=EMODB_ROWS) -> None:
+    _write(root / 'labels.csv', columns, rows)
+
+
+EMORYNLP_PARTS = {
+    # scenes: turns of (speaker, words, label)
+    'train': {
+        '1_2_1': [('Ross', [2, 3, 3], 0), ('Joey', [4, 1], 3), ('Ross', [2], 6)],
+        '1_2_10': [('#ALL#', [5, 2, 4], 1)],
+    },
+    'valid': {'2_1_3': [('Zoë', [3, 9], 2)]},
+    'test': {'1_3_1': [('Joey', [0, 9], 4), ('Monica', [3, 2, 3], 5)]},
+}
+
+
+def emorynlp(root: Path, **changes) -> Path:
+    """train, valid and test.npz of EMORYNLP_PARTS. changes: of train.npz, None where an array is left out."""
+    root.mkdir(exist_ok=True)
+    for part in EMORYNLP_PARTS:
+        arrays = emorynlp_arrays(part) | (changes if part == 'train' else {})
+        np.savez(root / f'{part}.npz', **{name: x for name, x in arrays.items() if x is not None})
+    return root
+
+
+def emorynlp_arrays(part: str) -> dict[str, np.ndarray]:
+    scenes = EMORYNLP_PARTS[part]
+    turns = [turn for scene in scenes.values() for turn in scene]
+    arrays = {
+        'label': np.array([label for _, _, label in turns], np.int8),
+        'tokens': np.concatenate([words for _, words, _ in turns]).astype(np.uint16),
+        'token_offsets': np.cumsum([0, *(len(words) for _, words, _ in turns)]).astype(np.int32),
+        'dialog_offsets': np.cumsum([0, *map(len, scenes.values())]).astype(np.int32),
+    }
+    return arrays | _coded('dialog_name', list(scenes)) | _coded('speaker', [speaker for speaker, _, _ in turns])
+
+
+def _coded(name: str, strings: list[str]) -> dict[str, np.ndarray]:
+    """Strings as bytes and offsets."""
+    coded = [string.encode() for string in strings]
+    return {
+        f'{name}_bytes': np.frombuffer(b''.join(coded), np.uint8),
+        f'{name}_offsets': np.cumsum([0, *map(len, coded)]).astype(np.int32),
+    }

@@ -2,9 +2,11 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jmer.layers import conv
 from jmer.layers.conv import largest, windows
 from jmer.layers.rcan import ResidualGroup
 
@@ -56,3 +58,30 @@ def test_the_largest_values_are_those_of_pooling(size, stride):
     found, ours = jax.vjp(lambda x: largest(x, size, stride), x)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(ours(expected)[0], pull(expected)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(('shape', 'stride', 'padding', 'bias'), [
+    ((4, 19, 18, 2), 1, (1, 2), True), ((3, 40, 37, 3), 2, (0, 1), False), ((2, 6, 5, 2), 1, (1, 1), True)])
+def test_a_convolution_and_its_gradients_are_those_of_flax(shape, stride, padding, bias):
+    x = jax.random.normal(jax.random.key(0), shape)
+    ours = conv.Convolution(5, (3, 2), stride, padding, bias)
+    flax = nn.Conv(5, (3, 2), stride, [(n, n) for n in padding], use_bias=bias)
+    variables = flax.init(jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x)) == jax.tree.map(jnp.shape, variables)
+
+    def loss(module):
+        return lambda variables, x: jnp.sum(jnp.sin(module.apply(variables, x)))
+
+    np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-5)
+    found, expected = (jax.jit(jax.grad(loss(module), (0, 1)))(variables, x) for module in (ours, flax))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), found, expected)
+
+
+def test_a_band_matrix_is_a_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 9, 7, 1))
+    ours = conv.Banded(3, (4, 2), padding=(1, 2), use_bias=False)
+    flax = nn.Conv(3, (4, 2), 1, [(1, 1), (2, 2)], use_bias=False)
+    variables = flax.init(jax.random.key(1), x)
+    np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-5)
+    with pytest.raises(ValueError, match='expected 1 and False'):
+        conv.Banded(3, (4, 2)).init(jax.random.key(0), x)

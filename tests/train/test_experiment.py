@@ -4,12 +4,17 @@ import dataclasses
 import json
 import typing
 
+import jax
+import numpy as np
 import pytest
 
 from jmer import shipped, zoo
+from jmer.data import synthetic
+from jmer.data.load import TOYS, source
 from jmer.data.splits import Protocol
 from jmer.train import experiment as experiments
 from jmer.train.experiment import Data, Experiment, Loss, Optimizer, data_from_json, override, to_json
+from jmer.types import Batch, Stream
 
 EXPERIMENT = Experiment(zoo.create('late', classes=3), Data('toy', ('text', 'audio')))
 
@@ -33,6 +38,8 @@ EXPERIMENT = Experiment(zoo.create('late', classes=3), Data('toy', ('text', 'aud
         ('data.stand_ins=audio,text', 'data.stand_ins', (('audio', 'text'),)),
         ('loss.class_weights=1,2.5,3', 'loss.class_weights', (1.0, 2.5, 3.0)),
         ('loss.name=', 'loss.name', ''),
+        ('loss.balance=0.99', 'loss.balance', 0.99),
+        ('data.balance=1', 'data.balance', 1.0),
         ('model.hidden=[64, 32]', 'model.hidden', (64, 32)),
         ('model.hidden=64', 'model.hidden', (64,)),
         ('model.dropout=0', 'model.dropout', 0.0),
@@ -126,6 +133,25 @@ def test_every_recipe_shipped_can_be_read_and_overridden(name):
         if field not in ('parent', 'name', 'scope') and isinstance(value, int | float | str | tuple):
             text = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
             assert override(recipe, [f'model.{field}={text}']) == recipe, (field, hint)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_shipped_fits_its_corpus(name):
+    """Its model reads the corpus's streams, and scores as many classes as the target has."""
+    recipe = experiments.load(name)
+    data = recipe.data
+    toy = TOYS.get(data.name)
+    spec = synthetic.corpus(layout=toy, dialogues=(1, 0, 0)).spec if toy else source(data.name).SPEC
+    dialogues = spec.layout == 'dialogue' and not data.turns
+    assert dialogues == (zoo.family(zoo.name_of(recipe.model)) == 'dialogue')
+    steps = (2, 4) if dialogues else (2, 50)
+    present = np.ones(steps if dialogues else 2, bool)
+    batch = Batch({stream: Stream(np.zeros((*steps, spec.stream(stream).width), np.float32), np.ones(steps, bool))
+                   for stream in data.streams}, present, {}, np.zeros(steps, np.int32) if dialogues else None)
+    target = spec.target(data.target)
+    out, _ = jax.eval_shape(lambda: recipe.model.init_with_output(jax.random.key(0), batch, train=False))
+    assert out.logits.shape == (*present.shape, len(target.names))
+    assert not recipe.loss.class_weights or len(recipe.loss.class_weights) == len(target.names)
 
 
 def test_a_recipe_is_named_by_its_place_or_its_path(tmp_path):

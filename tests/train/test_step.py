@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jmer import losses, metrics, parallel, zoo
+from jmer.stages import objective
 from jmer.train import optimizers
 from jmer.train.experiment import Optimizer
 from jmer.train.step import init_state, make_step
@@ -60,7 +61,7 @@ def batch(name, seed=0):
 def step(name, via='jit', devices=1, optimizer=SGD, **options):
     mesh = parallel.mesh(jax.devices()[:devices])
     rates = {'dropout': options.pop('dropout')} if 'dropout' in options else {}
-    made = make_step(model(name, **rates), weighted, optimizer, measured, **options)
+    made = make_step(model(name, **rates), objective(weighted), optimizer, measured, **options)
     return parallel.compile_step(made, mesh, via), mesh
 
 
@@ -188,7 +189,7 @@ def test_shapes_and_types_stay(name, options):
     """Traced only: recurrence in half precision, and batch statistics that differ from part to part."""
 
     def types(**options):
-        made = make_step(model(name), weighted, optax.sgd(RATE), measured, **options)
+        made = make_step(model(name), objective(weighted), optax.sgd(RATE), measured, **options)
         return jax.eval_shape(made, initial(name), batch(name), jax.random.key(0))
 
     assert types(**options) == types()

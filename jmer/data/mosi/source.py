@@ -69,8 +69,8 @@ def parts(
 def _items(part: str, path: Path, fault: folder.Tell) -> Iterator[Item]:
     try:
         found = folder.arrays(path, _ARRAYS)
-        videos = _strings(path, found, 'dialog_name')
-        turns = _strings(path, found, 'utt_id')
+        videos = folder.strings(path, found, 'dialog_name')
+        turns = folder.strings(path, found, 'utt_id')
         _check_sizes(path, found, len(videos), len(turns))
     except ValueError as error:
         fault(str(error))
@@ -92,21 +92,8 @@ def _items(part: str, path: Path, fault: folder.Tell) -> Iterator[Item]:
         )
 
 
-def _strings(path: Path, found: dict[str, np.ndarray], name: str) -> list[str]:
-    """The strings that a file keeps as bytes and offsets."""
-    text, bounds = found[f'{name}_bytes'].astype(np.uint8).tobytes(), found[f'{name}_offsets']
-    _check_bounds(path, f'{name}_offsets', bounds, len(text))
-    return [text[start:stop].decode() for start, stop in pairwise(bounds.tolist())]
-
-
-def _check_bounds(path: Path, name: str, bounds: np.ndarray, end: int) -> None:
-    in_order = bounds.ndim == 1 and len(bounds) and bounds[0] == 0 and bounds[-1] == end
-    if not in_order or (np.diff(bounds) <= 0).any():
-        raise ValueError(f'{path}: array {name}: expected increasing numbers from 0 to {end}')
-
-
 def _check_sizes(path: Path, found: dict[str, np.ndarray], videos: int, turns: int) -> None:
-    _check_bounds(path, 'dialog_offsets', found['dialog_offsets'], turns)
+    folder.bounds(path, 'dialog_offsets', found['dialog_offsets'], turns)
     expected: dict[str, tuple[int, ...]] = {
         array: (turns, SPEC.stream(name).width) for name, array in _STREAMS.items()}
     expected |= {'label2': (turns,), 'sentiment': (turns,), 'dialog_offsets': (videos + 1,)}

@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import complete, same_speaker, softmax
 from jmer.layers.pooling import turn_vectors
@@ -26,7 +27,7 @@ from jmer.types import Array, Batch, Output
 TAGS = ('early fusion', 'joint representation', 'recurrent', 'context', 'speaker-aware', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the paper's. Attributes:
     classes: number of scores of a turn.
     streams: names of the streams, in the order in which they are concatenated.

@@ -17,19 +17,21 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader, stack
+from jmer.author import Reader, require_streams, stack
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout, keep_probability
 from jmer.layers.pooling import turn_mask, turn_vectors
 from jmer.layers.recurrent import BiGRU, BiLSTM
-from jmer.layers.transformer import Attention, layer_norm
+from jmer.layers.transformer import Attention, layer_norm, recomputed
 from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('deep fusion', 'cross-modality attention', 'multi-head attention', 'transformer', 'recurrent', 'context',
         'missing modality')
+LABELS = ('class',)
 CELLS = {'gru': BiGRU, 'lstm': BiLSTM}
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for IEMOCAP. Attributes:
     classes: number of scores of a turn.
     streams: what is read; the first is read by the others. The authors' order is text, vision, audio.
@@ -68,13 +70,15 @@ class Model(nn.Module):
             raise ValueError(f'cfn_esa: cell: found {self.cell!r}, expected one of {", ".join(CELLS)}')
         there = {name: turn_mask(batch.streams[name]) & batch.present for name in self.streams}
         read = self._recur(batch, there, train)
-        layers = nn.scan(Layer, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+        layer_type = recomputed(Layer, keep_dense=True)
+        layers = nn.scan(layer_type, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                          in_axes=nn.broadcast, length=self.layers)
         attention = layers(self.streams, self.heads, self.causal, self.dropout, train, name='layers')
         join = nn.Dense(self.width, name='join')
 
         def fuse(name):
-            x = nn.relu(join(jnp.concatenate([attention(read, there)[0][n] for n in self.streams], -1)))
+            attended, _ = attention(read, there)
+            x = nn.relu(join(jnp.concatenate([attended[n] for n in self.streams], -1)))
             return Dropout(self.dropout, name=name)(x, train=train)
 
         fused = fuse('dropout_fused')
@@ -177,8 +181,7 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of lijfrank-open/CFN-ESA (three streams)."""
-    if len(model.streams) != 3:
-        raise ValueError(f'cfn_esa: streams: found {model.streams}, but the authors know three')
+    require_streams('cfn_esa', model.streams, 3)
     reader, d = Reader(state, 'cfn_esa'), model.width
     letter = dict(zip(model.streams, 'tva', strict=True))
     params: dict[str, Any] = {f'project_{name}': reader.dense(f'linear_{letter[name]}', None, d)

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from jmer import losses
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiGRU
 from jmer.types import Array, Batch, Output, Variables
@@ -26,7 +27,7 @@ from jmer.types import Array, Batch, Output, Variables
 TAGS = ('early fusion', 'joint representation', 'recurrent', 'context', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: names of the streams, in the order in which they are concatenated.

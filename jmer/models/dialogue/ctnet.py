@@ -8,15 +8,15 @@ Written after the paper; no code has been published, so there is nothing to be e
 layers and sinusoidal positions; a pair of streams reads each other both ways; means for pooling; the vector of
 the speaker is added in front of the GRU; attended states and the GRU's own, side by side, are scored. A turn
 that comes as one vector a stream is a sequence of one step. Missing modalities are masked; speakers beyond
-`speakers` have no vector. `causal` leaves out the backward direction and attends to the past only.
+the last known one share its vector. `causal` leaves out the backward direction and attends to the past only.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
-from jmer.layers.graph import complete
+from jmer.layers.graph import complete, speakers_of
 from jmer.layers.pooling import pool
 from jmer.layers.position import interleaved
 from jmer.layers.recurrent import BiGRU
@@ -27,7 +27,7 @@ TAGS = ('deep fusion', 'cross-modality attention', 'multi-head attention', 'tran
         'speaker-aware', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: what is read.
@@ -59,7 +59,7 @@ class Model(nn.Module):
         x = Dropout(self.dropout, name='dropout_turn')(x, train=train)
         if batch.speakers is not None:
             table = self.param('speakers', nn.initializers.normal(0.1), (self.speakers, self.width))
-            x = x + jax.nn.one_hot(batch.speakers, self.speakers) @ table
+            x = x + jnp.asarray(table)[speakers_of(batch, self.speakers)]
         h = BiGRU(self.width, causal=self.causal, name='gru')(x, batch.present, train=train)
         seen = complete(batch.present)
         seen = jnp.tril(seen) if self.causal else seen

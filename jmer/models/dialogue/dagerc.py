@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from jmer.author import Reader
 from jmer.layers import graph
+from jmer.layers.checked import Checked
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import gru_cell, gru_hidden, gru_params, recur, torch_uniform
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -28,7 +29,7 @@ TAGS = ('early fusion', 'joint representation', 'graph-based', 'graph attention'
 KINDS = ('relational', 'linear', 'dot')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: names of the streams, in the order in which they are concatenated.

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from jmer.author import Reader
 from jmer.layers import graph
+from jmer.layers.checked import Checked
 from jmer.layers.dialogue_rnn import DialogueRNN
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiGRU, BiLSTM
@@ -30,7 +31,7 @@ TAGS = ('early fusion', 'joint representation', 'graph-based', 'graph attention'
 BASES = ('lstm', 'gru', 'dialoguernn', 'none')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: names of the streams, in the order in which they are concatenated.

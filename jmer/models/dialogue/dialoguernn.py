@@ -7,7 +7,7 @@ attend to all others, and two linear layers score it.
 
 Where this differs from the authors' code: they renew the states of all speakers at every turn and keep one,
 here only the speaker's is computed, so there may be any number of speakers (with `listeners` as many as it
-says; further ones start from zeros whenever they speak). A modality missing in a turn counts as zeros.
+says, the last of which further ones share). A modality missing in a turn counts as zeros.
 `causal` leaves out the backward direction and lets a turn attend to itself and to the past only.
 """
 
@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.dialogue_rnn import DialogueRNN
 from jmer.layers.graph import MatchingAttention, complete
 from jmer.layers.pooling import turn_vectors
@@ -26,7 +27,7 @@ from jmer.types import Array, Batch, Output, Variables
 TAGS = ('early fusion', 'joint representation', 'recurrent', 'context', 'speaker-aware', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The widths are the authors' for MELD. Attributes:
     classes: number of scores of a turn.
     streams: names of the streams, in the order in which they are concatenated.

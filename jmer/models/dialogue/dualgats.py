@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmer import losses
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import complete, places, same_speaker, softmax
 from jmer.layers.mlp import MLP
@@ -30,11 +31,12 @@ from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('early fusion', 'joint representation', 'graph-based', 'graph attention', 'dual attention', 'context',
         'speaker-aware', 'missing modality')
+LABELS = ('class',)
 SEMANTIC, STRUCTURE = 6, 18
 """Numbers of relations; 0 is none."""
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for IEMOCAP. Attributes:
     classes: number of scores of a turn.
     streams: names of the streams, in the order in which they are concatenated.

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jmer import losses
 from jmer.author import Reader
 from jmer.layers import graph
+from jmer.layers.checked import Checked
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiLSTM
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -30,7 +31,7 @@ TAGS = ('early fusion', 'joint representation', 'graph-based', 'recurrent', 'con
         'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: names of the streams, in the order in which they are concatenated.

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers import graph
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.transformer import layer_norm
@@ -31,7 +32,7 @@ TAGS = ('deep fusion', 'joint representation', 'graph-based', 'graph attention',
         'speaker-aware', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: names of three streams; the first two are joined first.
@@ -181,6 +182,7 @@ STAGES = ('av', 'av_l', 'av_l_share')
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of lijfrank-open/GraphCFC."""
+    require_streams('graphcfc', model.streams, 3)
     reader, d = Reader(state, 'graphcfc'), model.width
     params: Params = {}
     for name, kind in zip(model.streams, model.recurrent, strict=True):

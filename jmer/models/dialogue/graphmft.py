@@ -17,8 +17,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers import graph
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -27,7 +28,7 @@ TAGS = ('deep fusion', 'joint representation', 'graph-based', 'graph attention',
         'speaker-aware', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: names of the streams.
@@ -101,6 +102,7 @@ LETTERS = {'audio': 'a', 'vision': 'v', 'text': 'l'}
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of lijfrank-open/GraphMFT."""
+    require_streams('graphmft', model.streams, 3)
     reader, d, params = Reader(state, 'graphmft'), model.width, {}
     for name, kind in zip(model.streams, model.recurrent, strict=True):
         params[f'encode_{name}'] = reader.turn_encoder(AUTHORS[name], kind, d, model.base_width, model.base_layers)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jmer.author import Reader
 from jmer.layers import graph
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import turn_vectors
@@ -33,7 +34,7 @@ TAGS = ('deep fusion', 'joint representation', 'gated', 'graph-based', 'recurren
 NORMS = ('batch', 'layer', 'dialogue', 'none')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     texts: names of the streams that are averaged to one and read by a bidirectional GRU.

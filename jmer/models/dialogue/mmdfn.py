@@ -8,7 +8,7 @@ scored.
 Where this differs from the authors' code: theirs runs the backward directions over padding first, of a dialogue
 and, behind each speaker's turns, inside it; here both are read as if they were alone (`padded_parties` has the
 second as in theirs). A vector of zeros, which gives NaN in theirs, is orthogonal to all others. A modality missing
-in a turn is a node that is not there. Speakers beyond the last known one have no layer of their own. Any number of
+in a turn is a node that is not there. Speakers beyond the last known one are read as that one. Any number of
 streams will do. Their loss is `losses.focal` with `detach`, the class weights not divided out.
 """
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from jmer.author import Reader
 from jmer.layers import graph
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout, dropout, seeds
 from jmer.layers.party import by_speaker
 from jmer.layers.pooling import turn_vectors
@@ -31,7 +32,7 @@ TAGS = ('deep fusion', 'joint representation', 'gated', 'graph-based', 'recurren
         'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: names of the streams.
@@ -108,7 +109,7 @@ class Model(nn.Module):
     def _parties(self, batch: Batch, x, nodes, train: bool):
         """Every speaker's turns of every modality, read by one layer and weighed."""
         layer = self._layer('parties')
-        speakers = jnp.repeat(jnp.asarray(graph.speakers_of(batch, self.speakers + 1)), len(self.streams), 0)
+        speakers = jnp.repeat(jnp.asarray(graph.speakers_of(batch, self.speakers)), len(self.streams), 0)
         y = by_speaker(lambda x, mask: layer(x, mask, train=train), x.reshape(-1, *x.shape[2:]), speakers,
                        nodes.reshape(-1, nodes.shape[2]), self.speakers, padded=self.padded_parties)
         return jnp.array(self.party_weights, y.dtype).reshape(1, -1, 1, 1) * y.reshape(x.shape)
@@ -145,6 +146,8 @@ class Model(nn.Module):
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of zerohd4869/MM-DFN (graph type GDF)."""
     reader, letters = Reader(state, 'mmdfn'), {'audio': 'a', 'vision': 'v', 'text': 'l'}
+    if not set(model.streams) <= set(letters):
+        raise ValueError(f'mmdfn: streams: found {model.streams}, but the authors know {", ".join(letters)}')
     width, hidden = 2 * model.width, model.hidden
     reader.skip('att_model.*', 'gatedatt.*', 'graph_model.?_fc.*', 'graph_model.feature_fc.*',
                 'graph_model.final_fc.*', 'graph_model.?_spk_embs.*')       # stored, never used

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from jmer.author import Reader
 from jmer.layers import graph
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout, dropout, seeds
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiLSTM, torch_uniform
@@ -29,7 +30,7 @@ TAGS = ('deep fusion', 'joint representation', 'graph-based', 'recurrent', 'cont
         'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores of a turn.
     streams: names of the streams.
@@ -105,6 +106,8 @@ class Model(nn.Module):
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of hujingwen6666/MMGCN (graph type MMGCN)."""
     reader, letters = Reader(state, 'mmgcn'), {'audio': 'a', 'vision': 'v', 'text': 'l'}
+    if not set(model.streams) <= set(letters):
+        raise ValueError(f'mmgcn: streams: found {model.streams}, but the authors know {", ".join(letters)}')
     width, hidden = 2 * model.width, model.hidden
     reader.skip('att_model.*', 'gatedatt.*', 'graph_model.?_fc.*', 'graph_model.feature_fc.*',
                 'graph_model.final_fc.*', 'graph_model.?_spk_embs.*')       # stored, never used

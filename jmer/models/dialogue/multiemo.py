@@ -21,18 +21,20 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader, stack
+from jmer.author import Reader, require_streams, stack
+from jmer.layers.checked import Checked
 from jmer.layers.dialogue_rnn import DialogueRNN
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_mask, turn_vectors
-from jmer.layers.transformer import Attention, layer_norm
+from jmer.layers.transformer import Attention, layer_norm, recomputed
 from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('deep fusion', 'cross-modality attention', 'multi-head attention', 'coordinated representation', 'contrastive',
         'transformer', 'recurrent', 'context', 'speaker-aware', 'missing modality')
+LABELS = ('class',)
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for IEMOCAP. Attributes:
     classes: number of scores of a turn.
     streams: what is read; the authors' order is text, audio, vision.
@@ -100,7 +102,8 @@ class Model(nn.Module):
     def _fuse(self, name: str, context: dict[str, Array], there: dict[str, Array], train: bool) -> Array:
         """A stream that has read the others through all layers, whose weights are stacked."""
         others = [other for other in self.streams if other != name]
-        layers = nn.scan(Layer, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+        layer_type = recomputed(Layer, keep_dense=False)
+        layers = nn.scan(layer_type, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                          in_axes=(nn.broadcast, nn.broadcast), length=self.layers)
         layer = layers(self.heads, self.hidden, self.causal, self.dropout, train, name=f'{name}_layers')
         return layer(context[name], [context[other] for other in others], [there[other] for other in others])[0]
@@ -168,8 +171,7 @@ def _correlation(model: Model, out: Output, mask: Bool[Array, 'b u']) -> Float[A
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of TaoShi1998/MultiEMO (three streams)."""
-    if len(model.streams) != 3:
-        raise ValueError(f'multiemo: streams: found {model.streams}, but the authors know three')
+    require_streams('multiemo', model.streams, 3)
     reader, d = Reader(state, 'multiemo'), model.width
     names = dict(zip(model.streams, ('text', 'audio', 'visual'), strict=True))
     params: dict[str, Any] = {}

@@ -8,8 +8,8 @@ against (FGM) is the trainer's affair and no part of this file.
 Where this differs from the authors' code: a speaker's turns are read at their true number. Theirs stand in
 front of as many zero turns as the others speak, on which the backward direction starts; `zero_turns` does
 so too, with the dialogue's own length. The losses are means over the turns, theirs sums. Speakers beyond
-`speakers` and those of fewer than `least_turns` turns get zeros instead of a second state. A modality
-missing in a turn counts as zeros. `causal` leaves out the backward directions
+the last known one are read as that one; those of fewer than `least_turns` turns get zeros instead of a
+second state. A modality missing in a turn counts as zeros. `causal` leaves out the backward directions
 and counts a speaker's turns up to the present one.
 """
 
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from jmer import losses
 from jmer.author import Reader
-from jmer.layers.graph import complete, same_speaker
+from jmer.layers.checked import Checked
+from jmer.layers.graph import complete, same_speaker, speakers_of
 from jmer.layers.party import by_speaker
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiLSTM
@@ -29,9 +30,10 @@ from jmer.types import Array, Batch, Output, Variables
 
 TAGS = ('early fusion', 'joint representation', 'adversarial', 'contrastive', 'recurrent', 'context',
         'speaker-aware', 'missing modality')
+LABELS = ('class',)
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for IEMOCAP. Attributes:
     classes: number of scores of a turn.
     streams: names of the streams, in the order in which they are concatenated.
@@ -76,7 +78,7 @@ class Model(nn.Module):
 
     def _by_speaker(self, x: Array, batch: Batch, train: bool) -> Array:
         """Every turn's state among the turns of its speaker."""
-        speakers = jnp.zeros(x.shape[:2], int) if batch.speakers is None else batch.speakers
+        speakers = jnp.zeros(x.shape[:2], int) if batch.speakers is None else speakers_of(batch, self.speakers)
         lstm = self._lstm('speaker')
         states = by_speaker(lambda x, mask: lstm(x, mask, train=train), x, speakers, batch.present, self.speakers,
                             padded=self.zero_turns)

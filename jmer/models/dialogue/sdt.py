@@ -6,21 +6,21 @@ own scores are students of the scores of all together.
 
 Where this differs from the authors' code: a turn in which a modality is missing is not read through that
 modality, which then has no share in the second gate and teaches nothing to its student. The number of
-speakers is a field; a speaker beyond it has no embedding. `causal` lets turns read the past only.
+speakers is a field; speakers beyond the last one share its embedding. `causal` lets turns read the past only.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
-from jmer.layers.graph import places, softmax
+from jmer.layers.graph import places, softmax, speakers_of
 from jmer.layers.pooling import turn_mask, turn_vectors
 from jmer.layers.position import interleaved
 from jmer.layers.transformer import Attention, layer_norm
@@ -28,9 +28,10 @@ from jmer.types import Array, Batch, Output, Variables
 
 TAGS = ('deep fusion', 'hybrid fusion', 'cross-modality attention', 'multi-head attention', 'gated', 'distillation',
         'transformer', 'context', 'speaker-aware', 'missing modality')
+LABELS = ('class',)
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for IEMOCAP. Attributes:
     classes: number of scores of a turn.
     streams: what is read; the authors' order is text, audio, vision.
@@ -72,7 +73,7 @@ class Model(nn.Module):
         who = interleaved(places(batch.present), self.width)
         table = self.param('speakers', nn.initializers.normal(1.0), (self.speakers, self.width))
         if batch.speakers is not None:
-            who = who + jax.nn.one_hot(batch.speakers, self.speakers) @ table      # zeros beyond the table
+            who = who + jnp.asarray(table)[speakers_of(batch, self.speakers)]
         there = {name: turn_mask(batch.streams[name]) & batch.present for name in self.streams}
         x = {name: nn.Dense(self.width, use_bias=False, name=f'project_{name}')(turn_vectors(batch.streams[name])) + who
              for name in self.streams}
@@ -146,8 +147,7 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of butterfliesss/SDT (three streams)."""
-    if len(model.streams) != 3:
-        raise ValueError(f'sdt: streams: found {model.streams}, but the authors know three')
+    require_streams('sdt', model.streams, 3)
     reader, d = Reader(state, 'sdt'), model.width
     letter = dict(zip(model.streams, 'tav', strict=True))
     reader.skip('*.pos_emb.pe', '*.transformer_inter.0.layer_norm.*')   # computed; unused

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.graph import softmax
 from jmer.types import Array, Batch, Output, Params, Variables
 
@@ -27,7 +28,7 @@ TAGS = ('speech', 'multi-head attention')
 POOLINGS = ('attentive', 'correlation', 'mean_std')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors'. Attributes:
     classes: number of scores.
     stream: what is read.

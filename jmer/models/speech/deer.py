@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from jmer import losses
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.position import interleaved
@@ -38,7 +39,7 @@ class Evidence(NamedTuple):
     beta: Float[Array, 'b c']
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for WavLM-base-plus. Attributes:
     classes: number of attributes.
     stream: what is read: the hidden states of all layers of an encoder, side by side in every step.
@@ -170,6 +171,8 @@ def _values(label: losses.Label, classes: int) -> Float[Array, 'b c']:
     value = jnp.asarray(label.value)
     if value.ndim == label.mask.ndim:
         value = jax.nn.one_hot(value, classes)
+    if value.shape[-1] != classes:
+        raise ValueError(f'deer: label: found {value.dtype} {value.shape}, expected {classes} real values')
     return jnp.where(label.mask[:, None], value, 0)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
 from jmer.layers.pooling import pool
@@ -34,7 +35,7 @@ SHORTEST, LONGEST = 1.25, 25.0
 """Half windows of the first and the last head before training, in steps of 20 ms."""
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for WavLM features. Attributes:
     classes: number of scores.
     stream: what is read; its width is that of all layers, a multiple of `heads`.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
 from jmer.layers.pooling import pool
@@ -60,7 +61,7 @@ def received(weights: Float[Array, 'b h t s'], queries: Bool[Array, 'b t']) -> F
     return jnp.einsum('bhts,bt->bs', weights, queries.astype(weights.dtype)) / weights.shape[1]
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for IEMOCAP; on MELD they take 2 blocks. Attributes:
     classes: number of scores.
     stream: what is read; its width is that of all layers, a multiple of `heads`.

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer.author import Reader
-from jmer.layers.conv import largest
+from jmer.layers.checked import Checked
+from jmer.layers.conv import Banded, Convolution, largest
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
 from jmer.layers.steps import fit
@@ -32,7 +33,7 @@ KERNELS = {'1a': (10, 2), '1b': (2, 8), '2': (3, 3), '3': (3, 3), '4': (3, 3), '
 SMALLEST = 5
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are those the authors train with. Attributes:
     classes: number of scores.
     stream: what is read, 5 features or more.
@@ -85,8 +86,9 @@ class Model(nn.Module):
     def _convolve(self, name: str, x: Float[Array, 'b t d e'], mask: Bool[Array, 'b t'], padding: tuple[int, int]):
         """padding: zeros on either side, of steps and of features."""
         x = jnp.where(mask[..., None, None], x, 0)
-        return nn.Conv(self._channels(name), KERNELS[name][::-1], padding=[(n, n) for n in padding], use_bias=False,
-                       name=f'conv_{name}')(x)
+        layer = Banded if x.shape[-1] == 1 else Convolution
+        return layer(self._channels(name), KERNELS[name][::-1], padding=padding, use_bias=False,
+                     name=f'conv_{name}')(x)
 
     def _channels(self, name: str) -> int:
         return self.channels[int(name[0]) - 1]
@@ -94,7 +96,7 @@ class Model(nn.Module):
     def _heads(self, x: Float[Array, 'b t d e'], mask: Bool[Array, 'b t']) -> tuple[Array, dict[str, Array]]:
         """Scores by the mean over all places and heads."""
         rows = nn.Dense(3 * self.heads * self.hidden, name='query_key_value')(x.reshape(-1, x.shape[-1]))
-        q, k, v = jnp.moveaxis(rows.reshape(*x.shape[:3], 3, self.heads, self.hidden), 3, 0)
+        q, k, v = (part.reshape(*x.shape[:3], self.heads, self.hidden) for part in jnp.split(rows, 3, -1))
         attended = nn.relu(nn.softmax(q * k) * v)
         fused = pool(attended.mean((2, 3)), mask, 'mean')
         return nn.Dense(self.classes, name='head')(fused), {'fused': fused}

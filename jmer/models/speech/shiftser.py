@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.graph import softmax
 from jmer.layers.pooling import pool
 from jmer.layers.postnorm import mix
@@ -50,7 +51,7 @@ def shift(
     return jnp.concatenate([ahead, back, rest], -1)
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' Shiftformer. Attributes:
     classes: number of scores.
     stream: what is read; its width is that of the network.

@@ -16,9 +16,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.attention import lengths
-from jmer.layers.conv import largest
+from jmer.layers.checked import Checked
+from jmer.layers.conv import Convolution, largest
 from jmer.layers.dropout import Dropout
 from jmer.layers.gating import unit
 from jmer.layers.recurrent import BiLSTM
@@ -34,7 +35,7 @@ KERNELS = ((11, 4, 2), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1))
 """Size, stride and padding of AlexNet's convolutions; the first, the second and the last are pooled."""
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for clips of 3 seconds. Attributes:
     classes: number of scores.
     streams: spectrogram, cepstra, and hidden states of a speech encoder.
@@ -87,7 +88,7 @@ class Model(nn.Module):
         x = x.reshape(*x.shape[:2], self.images, -1).swapaxes(2, 3)
         x = jnp.pad(x, ((0, 0), (0, 0), (0, max(0, SMALLEST - x.shape[2])), (0, 0)))
         for i, (kernel, stride, padding) in enumerate(KERNELS):
-            x = nn.Conv(self.channels[i], (kernel,) * 2, stride, padding, name=f'conv_{i}')(x)
+            x = Convolution(self.channels[i], (kernel,) * 2, stride, (padding,) * 2, name=f'conv_{i}')(x)
             count = (count + 2 * padding - kernel) // stride + 1
             x = _cut(nn.relu(x), count)
             if i in (0, 1, 4):
@@ -125,6 +126,7 @@ def _cells(count: Int[Array, 'b'], steps: int) -> Float[Array, 'b i t']:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of Vincent-ZHQ/CA-MSER without its speech encoder."""
+    require_streams('camser', model.streams, 3)
     reader, params, inputs, d = Reader(state, 'camser'), {}, model.images, model.width
     reader.skip('alexnet_model.classifier.*')
     for i, (place, channels) in enumerate(zip((0, 3, 6, 8, 10), model.channels, strict=True)):

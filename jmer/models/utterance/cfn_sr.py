@@ -20,9 +20,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.collectives import total
 from jmer.layers.attention import Encoder
+from jmer.layers.checked import Checked
 from jmer.layers.conv import windows
 from jmer.layers.norm import BatchNorm
 from jmer.layers.steps import extend
@@ -32,7 +33,7 @@ TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'joint represe
 POOL = 8
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: audio, then vision.
@@ -123,6 +124,7 @@ class Model(nn.Module):
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from skeletonNN/CFN-SR: `audio` (MFCCNet), `block` (the attention) and `fc`."""
+    require_streams('cfn_sr', model.streams, 2)
     reader, params, statistics = Reader(state, 'cfn_sr'), {}, {}
     # Stored and not used, or without effect: a bias in front of a softmax.
     reader.skip('audio.fc1.*', 'block.attn_weight_affine.bias')

@@ -18,15 +18,16 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.types import Array, Batch, Output, Stream, Variables
 
 TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'unaligned', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: two, which read each other; the authors: audio and text.
@@ -115,6 +116,7 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from ATmodel of bubaimaji/cmt-mser (audio, text, which it calls v)."""
+    require_streams('cmt_mser', model.streams, 2)
     reader, d = Reader(state, 'cmt_mser'), model.width
     audio, text = model.streams
     projection = reader.conv1d('conv_1d_a', None, d, 1, bias=False)

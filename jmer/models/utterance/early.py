@@ -7,6 +7,7 @@ zeros, the training mean of standardised features.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jmer.layers.checked import Checked
 from jmer.layers.mlp import MLP
 from jmer.layers.pooling import pooled_streams
 from jmer.types import Batch, Output
@@ -14,7 +15,7 @@ from jmer.types import Batch, Output
 TAGS = ('early fusion', 'joint representation', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: names of the streams that are concatenated.

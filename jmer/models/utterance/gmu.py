@@ -15,7 +15,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pooled_streams
 from jmer.types import Batch, Output, Variables
@@ -23,7 +24,7 @@ from jmer.types import Batch, Output, Variables
 TAGS = ('deep fusion', 'gated', 'joint representation', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: names of the streams; the single gate of two streams weighs the first.
@@ -82,6 +83,7 @@ class Model(nn.Module):
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from the PyTorch transcription of johnarevalo/gmu-mmimdb (two streams)."""
+    require_streams('gmu', model.streams, 2)
     reader, h = Reader(state, 'gmu'), model.hidden
     params, statistics = {}, {}
     for name, norm, project in zip(model.streams, ('bn_v', 'bn_t'), ('visual', 'textual'), strict=True):

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.imagination import Bottleneck, Classifier, Encoders
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -36,7 +37,7 @@ TAGS = ('deep fusion', 'joint representation', 'coordinated representation', 'da
 ACTIVATIONS = {'leaky_relu': nn.leaky_relu, 'sigmoid': nn.sigmoid}
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for IEMOCAP. Attributes:
     classes: number of scores.
     streams: audio, text and vision, in this order.
@@ -189,6 +190,7 @@ def teacher_loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Te
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from the nets of ZhuoYulang/IF-MMIN, their names in front ('netAE.'); a teacher is passed over."""
+    require_streams('ifmmin', model.streams, 3)
     reader, d = Reader(state, 'ifmmin'), 3 * model.width
     reader.skip('pretrained_encoder.*')
     params = _front(reader, '', 'netinvariant', model)

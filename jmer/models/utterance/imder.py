@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers import diffusion
 from jmer.layers.attention import Encoder
+from jmer.layers.checked import Checked
 from jmer.layers.conv import inside
 from jmer.layers.dropout import Dropout
 from jmer.layers.rcan import ResidualGroup
@@ -46,7 +47,7 @@ class Recovery(NamedTuple):
     hidden: Bool[Array, 'b']
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for MOSI. Attributes:
     classes: number of scores.
     streams: two or three, aligned; the authors' order is text, audio, vision.
@@ -290,8 +291,7 @@ def score_from_author(reader: Reader, prefix: str, network: diffusion.ScoreNetwo
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of mdswyz/IMDer without its 'Model.' in front; the text's BERT is passed over."""
-    if len(model.streams) != 3:
-        raise ValueError(f'imder: streams: found {model.streams}, but the authors know three')
+    require_streams('imder', model.streams, 3)
     reader, letter = Reader(state, 'imder'), dict(zip(model.streams, 'lav', strict=True))
     reader.skip('text_model.*')
     d, params = model.width, {}

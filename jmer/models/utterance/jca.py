@@ -20,7 +20,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.mlp import StepScores
 from jmer.layers.pooling import pool
 from jmer.layers.steps import extend
@@ -29,7 +30,7 @@ from jmer.types import Batch, Output, Variables
 TAGS = ('deep fusion', 'cross-modality attention', 'joint representation', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores; the authors: valence and arousal.
     streams: two, of which the second attends to both.
@@ -80,6 +81,7 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from cam.py of praveena2j/RecurrentJointAttentionwithLSTMs (audio, vision)."""
+    require_streams('jca', model.streams, 2)
     reader, d, t = Reader(state, 'jca'), model.width, model.steps
     reader.skip('affine_a.weight', 'W_a.weight', 'W_ca.weight', 'W_ha.weight')     # stored and not used
     if model.classes != 2:

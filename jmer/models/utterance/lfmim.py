@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.attention import attend, visible
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout, seeds
 from jmer.layers.mlp import MLP
 from jmer.layers.position import positions
@@ -35,7 +36,7 @@ TAGS = ('deep fusion', 'multi-head attention', 'transformer', 'unaligned', 'miss
 UNIMODAL, MULTIMODAL = (32,), (128, 64)
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors'. Attributes:
     classes: number of scores.
     streams: what is read; the authors: text, audio, vision.
@@ -165,8 +166,7 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from LFMIMv2 of sunjunaimer/LFMIM (text, audio, vision)."""
-    if len(model.streams) != 3:
-        raise ValueError(f'lfmim: streams: found {model.streams}, but the authors know three')
+    require_streams('lfmim', model.streams, 3)
     reader, d = Reader(state, 'lfmim'), model.width
     reader.skip('proj_?', 'pe_*', 'me', 't2m.*', 'v2m.*', 'fc_vtom.*', 'embed_positions._float_tensor')  # not used
     # theirs: (text old, text new), (vision ...), (audio ...)

@@ -15,15 +15,16 @@ from typing import Any
 
 import flax.linen as nn
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.bilinear import LowRank
+from jmer.layers.checked import Checked
 from jmer.layers.subnet import LastStateNet, PooledNet
 from jmer.types import Batch, Output, Variables
 
 TAGS = ('deep fusion', 'tensor', 'joint representation', 'recurrent', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for a neutral IEMOCAP. Attributes:
     classes: number of scores.
     streams: what is read; the last one by an LSTM, the others pooled.
@@ -58,8 +59,7 @@ class Model(nn.Module):
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of Justin1904/Low-rank-Multimodal-Fusion (audio, video, text)."""
-    if len(model.streams) != 3:
-        raise ValueError(f'lmf: streams: found {model.streams}, but the authors know three')
+    require_streams('lmf', model.streams, 3)
     reader = Reader(state, 'lmf')
     params, statistics = {}, {}
     for name, theirs, width in zip(model.streams, ('audio', 'video'), model.hidden, strict=False):

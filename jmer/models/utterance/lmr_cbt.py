@@ -17,8 +17,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
+from jmer.layers.checked import Checked
 from jmer.layers.conv import inside
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
@@ -30,7 +31,7 @@ TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'recurrent', '
 KERNEL, LAYERS = 3, 2
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors'. Attributes:
     classes: number of scores.
     streams: what is read; the first one is text, which the others change, the last of them first.
@@ -112,8 +113,7 @@ class FeatureAttention(nn.Module):
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of skeletonNN/LMR-CBT (text, audio, vision)."""
-    if len(model.streams) != 3:
-        raise ValueError(f'lmr_cbt: streams: found {model.streams}, but the authors know three')
+    require_streams('lmr_cbt', model.streams, 3)
     reader, d = Reader(state, 'lmr_cbt'), model.width
     reader.skip('cross_*.attn_weight_affine.*')      # stored and not used
     text, *others = model.streams

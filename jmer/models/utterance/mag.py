@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jmer.author import Reader
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.gating import AdaptationGate
 from jmer.layers.pooling import pool
@@ -29,7 +30,7 @@ from jmer.types import Array, Batch, Output, Params, Stream, Variables
 TAGS = ('deep fusion', 'gated', 'transformer', 'multi-head attention', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are those of bert-base. Attributes:
     classes: number of scores.
     streams: what is read; the first one is text, which the others shift.

@@ -19,7 +19,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.conv import windows
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
@@ -31,7 +32,7 @@ TAGS = ('deep fusion', 'cross-modality attention', 'dual attention', 'gated', 'r
 SPAN = 9                                     # steps that one step behind the dilated convolutions sees
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: text, then audio.
@@ -171,6 +172,7 @@ class AdditiveAttention(nn.Module):
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from model_bimodal of zxiaohen/Speech-emotion-recognition-MCFN, whose BERT is kept apart."""
+    require_streams('mcfn', model.streams, 2)
     reader, d = Reader(state, 'mcfn'), model.width
     reader.skip('bert.*', 'semantic_linear*', 'acoustic_excit.*', 'attention.*', 'conv_final*')   # not used
     frame = reader.width('pre_cnn.weight', 1)

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.adversarial import reverse_gradient
+from jmer.layers.checked import Checked
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import BiGRU, BiLSTM, last_states
 from jmer.layers.transformer import PostNormLayer, layer_norm
@@ -33,7 +34,7 @@ TAGS = ('deep fusion', 'coordinated representation', 'multi-head attention', 'ad
 CELLS = {'lstm': BiLSTM, 'gru': BiGRU}
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: what is read; the authors' order is text, vision, audio.
@@ -167,8 +168,7 @@ def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
 
     Its table of word vectors (`embed`) makes the features that the model reads, and is passed over.
     """
-    if len(model.streams) != 3:
-        raise ValueError(f'misa: streams: found {model.streams}, but the authors know three')
+    require_streams('misa', model.streams, 3)
     reader, d = Reader(state, 'misa'), model.width
     reader.skip('embed.weight', 'sp_discriminator.*')
     params = {'shared': reader.dense('shared.shared_1', d, d)}

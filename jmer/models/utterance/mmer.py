@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.transformer import PostNormLayer
@@ -31,7 +32,7 @@ TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'gated', 'cont
         'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors'. Attributes:
     classes: number of scores.
     streams: text, then audio.
@@ -155,6 +156,7 @@ def _transcript(out: Output, batch: Batch, model: Model) -> losses.Term:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of Sreyan88/MMER (FuseModel), whose encoders are kept apart."""
+    require_streams('mmer', model.streams, 2)
     reader, d = Reader(state, 'mmer'), model.width
     reader.skip('model_mmi.weights', 'model_mmi.bert.*', 'model_mmi.wav2vec2.*')     # not used, or kept apart
     heard = reader.width('model_mmi.vismap2text.weight', 1)

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.gating import unit
 from jmer.layers.pooling import pool
@@ -35,7 +36,7 @@ from jmer.types import Array, Batch, Label, Output, Params, Stream, Variables
 TAGS = ('deep fusion', 'joint representation', 'contrastive', 'recurrent', 'unaligned', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: text, of which the first step is read, audio and vision.
@@ -229,6 +230,7 @@ def estimators(params: Params) -> dict[str, bool]:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of declare-lab/Multimodal-Infomax (text, audio, vision), its BERT kept apart."""
+    require_streams('mmim', model.streams, 3)
     reader, (text, audio, vision) = Reader(state, 'mmim'), model.streams
     reader.skip('text_enc.*')
     read = reader.width('cpc_zt.net.weight' if model.predictor_layers == 1 else 'cpc_zt.net.0.weight', 0) or 1

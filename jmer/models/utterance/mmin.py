@@ -22,14 +22,15 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.imagination import Bottleneck, Classifier, Encoders
 from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('deep fusion', 'joint representation', 'data translation', 'distillation', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for IEMOCAP. Attributes:
     classes: number of scores.
     streams: audio, text and vision, in this order.
@@ -145,6 +146,7 @@ def _distance(x: Float[Array, 'b d'], target: Float[Array, 'b d'], batch: Batch)
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from the nets of AIM3-RUC/MMIN, their names in front ('netAE.'); a teacher is passed over."""
+    require_streams('mmin', model.streams, 3)
     reader, d = Reader(state, 'mmin'), 3 * model.width
     reader.skip('pretrained_encoder.*')
     params: Params = {'encoders': reader.imagination_encoders('', model.width, model.text_channels)}

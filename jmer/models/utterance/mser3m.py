@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.attention import visible
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.postnorm import mix, weigh
@@ -27,7 +28,7 @@ TAGS = ('deep fusion', 'multi-head attention', 'joint representation', 'unaligne
 SCALES = ('none', 'layer', 'minmax')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: text, then audio.
@@ -96,6 +97,7 @@ class Model(nn.Module):
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of tpnam0901/3m-ser (BERT and VGGish are kept apart)."""
+    require_streams('mser3m', model.streams, 2)
     reader, d = Reader(state, 'mser3m'), model.width
     reader.skip('bert.*', 'text_encoder.*', 'audio_encoder.*', 'vggish.*')
     params = {'norm_audio': reader.layer_norm('vggish_layer_norm', d)} if model.scale == 'layer' else {}

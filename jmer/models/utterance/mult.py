@@ -15,8 +15,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.position import positions
 from jmer.types import Batch, Output, Stream, Variables
@@ -24,7 +25,7 @@ from jmer.types import Batch, Output, Stream, Variables
 TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'unaligned', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for MOSEI. Attributes:
     classes: number of scores.
     streams: what is read; the authors' order is text, audio, vision.
@@ -140,8 +141,7 @@ def _dense(width: int, name: str) -> nn.Dense:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of yaohungt/Multimodal-Transformer, or of MMSA's MULT (three streams)."""
-    if len(model.streams) != 3:
-        raise ValueError(f'mult: streams: found {model.streams}, but the authors know three')
+    require_streams('mult', model.streams, 3)
     reader, letter = Reader(state, 'mult'), dict(zip(model.streams, 'lav', strict=True))
     d, params = model.width, {}
     for name in model.streams:

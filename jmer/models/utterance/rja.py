@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.gating import unit
 from jmer.layers.mlp import StepScores
 from jmer.layers.pooling import pool
@@ -34,7 +35,7 @@ TAGS = ('deep fusion', 'cross-modality attention', 'joint representation', 'recu
 LAYERS = 2
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores; the authors: valence and arousal.
     streams: two; the first one guides where to look in the second.
@@ -144,6 +145,7 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from orig_cam.py of praveena2j/RecurrentJointAttentionwithLSTMs (audio, vision)."""
+    require_streams('rja', model.streams, 2)
     if model.classes != 2:
         raise ValueError(f'rja: classes: found {model.classes}, but the authors know valence and arousal')
     reader, d = Reader(state, 'rja'), model.width

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
 from jmer.types import Array, Batch, Label, Output, Stream, Variables
@@ -46,7 +47,7 @@ class Pass(NamedTuple):
     read: Float[Array, 'b n q']
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are those of the authors' command. Attributes:
     classes: number of scores.
     streams: audio, text and vision, in this order.
@@ -198,6 +199,7 @@ def _root_mean_square(x: Float[Array, 'b *d'], mask: Bool[Array, 'b']) -> losses
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of WarmCongee/SDUMC."""
+    require_streams('sdumc', model.streams, 3)
     reader, g = Reader(state, 'sdumc'), model.width
     p, q = model.hidden
     reader.skip('fc_out_e.*', 'fc_out_ev.*', 'prelu.*', 'layer_normali.*', 'missing_*')     # never called

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.subnet import LastStateNet
@@ -31,7 +32,7 @@ from jmer.types import Array, Batch, Label, Output, Params, Variables
 TAGS = ('late fusion', 'joint representation', 'recurrent', 'unaligned', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for CMU-MOSEI. Attributes:
     classes: number of scores.
     streams: text, of which the first step is read, and two others.
@@ -191,6 +192,7 @@ def _nearness(
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from MMSA's Self-MM (text, audio, vision), whose BERT is kept apart."""
+    require_streams('self_mm', model.streams, 3)
     reader, (text, audio, vision) = Reader(state, 'self_mm'), model.streams
     reader.skip('text_model.*')
     params: Params = {}

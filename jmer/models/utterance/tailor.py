@@ -25,8 +25,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.adversarial import reverse_gradient
+from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.steps import extend, fit
 from jmer.layers.transformer import Attention, PostNormLayer, layer_norm
@@ -34,10 +35,11 @@ from jmer.types import Array, Batch, Label, Output, Params, Stream, Variables
 
 TAGS = ('deep fusion', 'coordinated representation', 'cross-modality attention', 'transformer', 'adversarial',
         'missing modality')
+LABELS = ('class', 'multilabel')
 EPSILON = 1e-12     # of every layer norm, as in BERT
 
 
-class Model(nn.Module):
+class Model(Checked):
     """The defaults are the authors' for CMU-MOSEI. Attributes:
     classes: number of labels.
     streams: three that are aligned; the authors' order is text, vision, audio.
@@ -220,6 +222,7 @@ def _alike(x: Float[Array, 'b t d'], y: Float[Array, 'b s d']) -> Float[Array, '
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from a state_dict of kniter1/TAILOR (text, vision, audio), aligned; of positions, the first."""
+    require_streams('tailor', model.streams, 3)
     reader, d = Reader(state, 'tailor'), model.width
     reader.skip('*.pooler.dense.*')     # computed and not used
     params: Params = {'common': reader.dense('common_feature_extractor.0', d, d),

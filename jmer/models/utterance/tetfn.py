@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jmer import losses
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
+from jmer.layers.checked import Checked
 from jmer.layers.conv import inside
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
@@ -30,7 +31,7 @@ TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'recurrent', '
 LAYERS = 2
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: text and two others.
@@ -150,6 +151,7 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     """Variables from MMSA's TETFN (text, audio, vision), whose BERT is kept apart."""
+    require_streams('tetfn', model.streams, 3)
     reader, d, (text, audio, vision) = Reader(state, 'tetfn'), model.width, model.streams
     reader.skip('text_model.*')
     params: Params = {f'project_{text}': reader.conv1d('proj_l', None, d, model.kernels[0], bias=False)}

@@ -14,15 +14,17 @@ from typing import Any
 
 import flax.linen as nn
 
-from jmer.author import Reader
+from jmer.author import Reader, require_streams
 from jmer.layers.bilinear import outer, with_one
+from jmer.layers.checked import Checked
+from jmer.layers.dropout import Dropout
 from jmer.layers.subnet import LastStateNet, PooledNet
 from jmer.types import Batch, Output, Variables
 
 TAGS = ('deep fusion', 'tensor', 'joint representation', 'recurrent', 'missing modality')
 
 
-class Model(nn.Module):
+class Model(Checked):
     """Attributes:
     classes: number of scores.
     streams: what is read; the last one by an LSTM, the others pooled.
@@ -57,7 +59,7 @@ class Model(nn.Module):
             batch.streams[name], train=train))
 
         x = outer([with_one(h) for h in vectors])
-        x = nn.Dropout(self.fusion_dropout, name='dropout_fusion')(x, deterministic=not train)
+        x = Dropout(self.fusion_dropout, name='dropout_fusion')(x, train=train)
         for k in (1, 2):
             x = nn.relu(nn.Dense(self.fusion_width, name=f'fusion_{k}')(x))
         logits = nn.Dense(self.classes, name='head')(x)
@@ -78,8 +80,7 @@ def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
 
     Its `output_range` and `output_shift` are constants that the model has as `bounds`.
     """
-    if len(model.streams) != 3:
-        raise ValueError(f'tfn: streams: found {model.streams}, but the authors know three')
+    require_streams('tfn', model.streams, 3)
     reader = Reader(state, 'tfn')
     reader.skip('output_range', 'output_shift')
     params, statistics = {}, {}

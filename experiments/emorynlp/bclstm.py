@@ -1,0 +1,16 @@
+"""bc-LSTM on EmoryNLP, the words of the transcripts (tf-idf along 256 directions). Seven emotions.
+
+    jmer train emorynlp/bclstm --data DIR --seeds 3
+
+Scenes of one line that stand in valid or test with the same words do not train.
+The protocol is `jmer.train.protocols.emorynlp`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.emorynlp(zoo.create('bclstm', classes=7, streams=('text',), width=128, hidden=128, layers=1,
+                                         dropout=0.5, input_dropout=0.3), rate=3e-3)

@@ -1,0 +1,20 @@
+"""CMCF-SRNet on MELD, sentence embeddings of the transcripts. Seven classes.
+
+    jmer train meld/cmcf_srnet --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.meld`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.meld(zoo.create('cmcf_srnet', classes=7, streams=('text',), width=64, hidden=128, layers=1,
+        speakers=4, dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.meld(zoo.create('cmcf_srnet', classes=7, streams=('text',), speakers=9))

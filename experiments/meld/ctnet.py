@@ -1,0 +1,20 @@
+"""CTNet on MELD, sentence embeddings of the transcripts. Seven classes.
+
+    jmer train meld/ctnet --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.meld`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.meld(zoo.create('ctnet', classes=7, streams=('text',), width=100, hidden=100, speakers=9,
+        dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.meld(zoo.create('ctnet', classes=7, streams=('text',), speakers=9))

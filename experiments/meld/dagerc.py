@@ -1,0 +1,19 @@
+"""DAG-ERC on MELD, sentence embeddings of the transcripts. Seven classes.
+
+    jmer train meld/dagerc --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.meld`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.meld(zoo.create('dagerc', classes=7, streams=('text',), hidden=128, layers=2, dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.meld(zoo.create('dagerc', classes=7, streams=('text',), layers=2, dropout=0.1), rate=1e-4)

@@ -1,0 +1,19 @@
+"""MM DialogueGAT on MELD, sentence embeddings of the transcripts. Seven classes.
+
+    jmer train meld/dialoguegat --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.meld`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.meld(zoo.create('dialoguegat', classes=7, streams=('text',), width=64, hidden=64, dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.meld(zoo.create('dialoguegat', classes=7, streams=('text',)))

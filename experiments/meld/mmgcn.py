@@ -1,0 +1,21 @@
+"""MMGCN on MELD, sentence embeddings of the transcripts. Seven classes.
+
+    jmer train meld/mmgcn --data DIR --seeds 3
+
+One stream only: the graph joins turns.
+The protocol is `jmer.train.protocols.meld`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.meld(zoo.create('mmgcn', classes=7, streams=('text',), width=64, hidden=64, speakers=9,
+        dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.meld(zoo.create('mmgcn', classes=7, streams=('text',), speakers=9))

@@ -1,0 +1,20 @@
+"""SDTN on MELD, sentence embeddings of the transcripts. Seven classes.
+
+    jmer train meld/sdtn --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.meld`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.meld(zoo.create('sdtn', classes=7, streams=('text',), width=96, state_width=96, hidden=96,
+        dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.meld(zoo.create('sdtn', classes=7, streams=('text',)))

@@ -1,0 +1,19 @@
+"""CMCF-SRNet on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
+
+    jmer train mosi/cmcf_srnet --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.mosi`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.mosi(zoo.create('cmcf_srnet', classes=2, width=64, hidden=128, layers=1, speakers=1, dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('cmcf_srnet', classes=2, speakers=1))

@@ -1,0 +1,20 @@
+"""DAG-ERC on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
+
+    jmer train mosi/dagerc --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.mosi`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.mosi(zoo.create('dagerc', classes=2, streams=('text', 'audio', 'vision'), hidden=64, layers=2,
+        dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('dagerc', classes=2, streams=('text', 'audio', 'vision')), rate=5e-4)

@@ -1,0 +1,20 @@
+"""DualGATs on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
+
+    jmer train mosi/dualgats --data DIR --seeds 3
+
+There is no discourse parser: turns are related to their neighbours.
+The protocol is `jmer.train.protocols.mosi`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.mosi(zoo.create('dualgats', classes=2, streams=('text', 'audio', 'vision'), width=64, dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('dualgats', classes=2, streams=('text', 'audio', 'vision')), rate=1e-4)

@@ -1,0 +1,19 @@
+"""MM-DFN on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
+
+    jmer train mosi/mmdfn --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.mosi`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.mosi(zoo.create('mmdfn', classes=2, width=64, hidden=64, layers=8, speakers=1, dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('mmdfn', classes=2, speakers=1), rate=3e-4)

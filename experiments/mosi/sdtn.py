@@ -1,0 +1,19 @@
+"""SDTN on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
+
+    jmer train mosi/sdtn --data DIR --seeds 3
+
+The protocol is `jmer.train.protocols.mosi`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.mosi(zoo.create('sdtn', classes=2, width=64, state_width=64, hidden=64, dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('sdtn', classes=2))
