@@ -1,8 +1,11 @@
 """What MMIN and the networks after it share: encoders to vectors, a bottleneck, a classifier."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, PRNGKeyArray
 
 from jmer.layers.conv import windows
 from jmer.layers.dropout import Dropout
@@ -149,3 +152,20 @@ def complement(complete: Batch, batch: Batch) -> Batch:
         return whole._replace(mask=whole.mask & lost)
 
     return batch._replace(streams={name: rest(complete.streams[name], s) for name, s in batch.streams.items()})
+
+
+def lose(batch: Batch, streams: Sequence[str], key: PRNGKeyArray) -> Batch:
+    """The batch with some streams of every item gone: which, is drawn evenly from all choices that leave one.
+
+    An item that has not all of them may lose fewer than were drawn; it keeps one.
+    """
+    count = len(streams)
+    choices = jnp.asarray([[k >> m & 1 for m in range(count)] for k in range(1, 2**count - 1)], bool)
+    rows = jnp.arange(len(batch.present))
+    drawn = jax.vmap(lambda row: jax.random.randint(jax.random.fold_in(key, row), (), 0, len(choices)))(rows)
+    there = jnp.stack([jnp.any(batch.streams[name].mask, -1) for name in streams], -1)
+    kept = there & ~choices[drawn]
+    kept = jnp.where(jnp.any(kept, -1, keepdims=True), kept, there)
+    seen = {name: batch.streams[name]._replace(mask=batch.streams[name].mask & kept[:, k, None])
+            for k, name in enumerate(streams)}
+    return batch._replace(streams=batch.streams | seen)

@@ -7,7 +7,7 @@ Training has two stages. `Teacher` is trained on complete data with `teacher_los
 distance of the streams' invariant features by their moments. Its encoders and its invariant network are
 where the model's begin. Then `loss` is joined by `imagination`, whose targets are the frozen teacher's
 fused vector of what is *missing* (`layers.imagination.complement`) and its invariant features of the
-complete data.
+complete data. What is missing is drawn for every item, so that training data should be complete.
 
 Where this differs from the authors' code: padding is masked, and a missing stream is a vector of zeros;
 theirs reads zeros, whose trace depends on how far the batch is padded (`read_zeros`). The attention over
@@ -28,7 +28,8 @@ from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
-from jmer.layers.imagination import Bottleneck, Classifier, Encoders
+from jmer.layers.imagination import Bottleneck, Classifier, Encoders, complement, lose
+from jmer.stages import Learner, Result, Stage
 from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('deep fusion', 'joint representation', 'coordinated representation', 'data translation', 'distillation',
@@ -102,6 +103,30 @@ class Teacher(nn.Module):
         logits = Classifier(m.classes, m.hidden, m.batch_norm, m.dropout, name='classifier')(
             jnp.concatenate([fused, invariant], -1), batch.present, train=train)
         return Output(logits, {'fused': fused, 'invariant': invariant, 'shared': shared})
+
+
+def teacher(model: Model) -> Teacher:
+    """What is trained before the model."""
+    return Teacher(model)
+
+
+def stages(model: Model) -> tuple[Stage, ...]:
+    """The teacher's epochs, then as many of the model's."""
+    def learn(model: Model, learner: Learner, batch: Batch) -> Result:
+        out = learner.teach(batch, train=True)
+        return Result(out, teacher_loss(model, out, batch), learner.memory)
+
+    def imagine(model: Model, learner: Learner, batch: Batch) -> Result:
+        seen = lose(batch, model.streams, learner.key)
+        out = learner.forward(seen)
+        fused = learner.teach(complement(batch, seen), train=False).aux['fused']
+        invariant = learner.teach(batch, train=False).aux['invariant']
+        terms = loss(model, out, batch) | imagination(model, out, fused, invariant, batch)
+        return Result(out, terms, learner.memory)
+
+    return (Stage('teacher', learn, 0.5, lambda name: name.startswith('teacher/')),
+            Stage('imagination', imagine, 0.5, lambda name: not name.startswith('teacher/'),
+                  lambda params: params | {name: params['teacher'][name] for name in ('encoders', 'shared')}))
 
 
 def _vectors(model: Model, batch: Batch, train: bool) -> tuple[list[Array], list[Array]]:

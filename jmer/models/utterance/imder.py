@@ -11,8 +11,8 @@ is drawn for every item. The sampler runs only where a stream is missing from an
 
 Where this differs from the authors' code: padding is masked; what is missing is decided for every item and
 not for a whole batch; in training the streams that are hidden take turns, and one always stays. The
-projections learn (theirs are loaded and stay; `frozen_projections`), though from the label's loss alone, lest
-they make recovery easy.
+projections learn in the first of two stages, in which nothing is hidden, and stay in the second (theirs are loaded
+from such a training; `frozen_projections`), and from the label's loss alone, lest they make recovery easy.
 """
 
 from collections.abc import Mapping
@@ -32,6 +32,7 @@ from jmer.layers.conv import inside
 from jmer.layers.dropout import Dropout
 from jmer.layers.rcan import ResidualGroup
 from jmer.layers.steps import fit
+from jmer.stages import Learner, Result, Stage
 from jmer.types import Array, Batch, Output, Params, Stream, Variables
 
 TAGS = ('deep fusion', 'data translation', 'diffusion', 'cross-modality attention', 'transformer',
@@ -238,6 +239,20 @@ class Model(Checked):
             raise fault('channels', f'the width {self.width} first')
         if len(self.attention_dropout) < len(self.streams):
             raise fault('attention_dropout', f'one for each of {self.streams}')
+
+
+def stages(model: Model) -> tuple[Stage, ...]:
+    """A third of the epochs on what is there, then those that learn to recover what is hidden."""
+    def complete(model: Model, learner: Learner, batch: Batch) -> Result:
+        out = learner.forward(batch, hide=(0.0, 0.0))
+        return Result(out, {'label': losses.task(out.logits, batch.labels)}, learner.memory)
+
+    def recovery(model: Model, learner: Learner, batch: Batch) -> Result:
+        out = learner.forward(batch)
+        return Result(out, loss(model, out, batch), learner.memory)
+
+    return (Stage('complete', complete, 1 / 3),
+            Stage('recovery', recovery, 2 / 3, lambda name: not name.startswith('project_')))
 
 
 def score_network(model: Model, name: str | None = None) -> diffusion.ScoreNetwork:

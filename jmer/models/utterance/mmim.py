@@ -7,9 +7,9 @@ vector), and between every stream and the fused vector, which predicts the strea
 
 The authors go through the data twice an epoch. Stage 0 moves the estimators alone, by `likelihood`; stage 1
 moves everything else, by `loss` and, once there is a memory, `entropy`, whose projections of earlier batches
-`memory_after` keeps. Which parameters are the estimators', `estimators` says. Stages, two optimisers and the
-memory are left to who trains. The projection of the entropies belongs to the estimators and is of no use to
-stage 0, so its gradient moves it in neither. `loss` alone is one stage: everything moves by what needs no memory.
+`memory_after` keeps; here epochs are the one and the other in turn. The projection of the entropies belongs to the
+estimators and is of no use to stage 0, so its gradient moves it in neither. Entropies need the signs of real-valued
+labels, and are left out where there are none.
 
 Where this differs from the authors' code: padding is masked; an absent stream is a vector of zeros, and takes
 no part in the losses; an entropy whose covariance would be singular, for want of utterances, is 0, where
@@ -31,6 +31,7 @@ from jmer.layers.dropout import Dropout
 from jmer.layers.gating import unit
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import BiLSTM, last_states
+from jmer.stages import Learner, Result, Stage
 from jmer.types import Array, Batch, Label, Output, Params, Stream, Variables
 
 TAGS = ('deep fusion', 'joint representation', 'contrastive', 'recurrent', 'unaligned', 'missing modality')
@@ -160,6 +161,33 @@ def _among_all(x: Float[Array, 'b d'], predicted: Float[Array, 'b d'], there: Bo
     return losses.cross_entropy(scores, Label(jnp.arange(len(x), dtype=jnp.int32), there))
 
 
+def stages(model: Model) -> tuple[Stage, ...]:
+    """The estimators' epochs, and those of everything else."""
+    def bounds(model: Model, learner: Learner, batch: Batch) -> Result:
+        out = learner.forward(batch)
+        return Result(out, likelihood(model, out, batch), learner.memory)
+
+    def task(model: Model, learner: Learner, batch: Batch) -> Result:
+        out = learner.forward(batch)
+        terms = loss(model, out, batch)
+        if not learner.memory:
+            return Result(out, terms, learner.memory)
+        terms |= entropy(model, out, batch, learner.memory)
+        return Result(out, terms, memory_after(model, learner.memory, out, batch))
+
+    return (Stage('bounds', bounds, moves=_is_estimator),
+            Stage('task', task, moves=lambda name: not _is_estimator(name)))
+
+
+def _is_estimator(name: str) -> bool:
+    return name.startswith('estimate_')
+
+
+def memory(model: Model, labels: Label, batch_size: int) -> 'Memory | tuple[()]':
+    """The memory before training, for utterances that have one real value each; for others none."""
+    return start(model, batch_size) if labels.value.shape[1:] == (1,) else ()
+
+
 class Memory(NamedTuple):
     """Projections of the n utterances last seen, by the name of the estimate ('vision_from_text').
 
@@ -221,11 +249,6 @@ def _log_determinant(x: Float[Array, 'n d'], mask: Bool[Array, 'n']) -> Float[Ar
     regular = count > width
     covariance = jnp.where(regular, centred.T @ centred / jnp.maximum(count, 1), jnp.eye(width))
     return jnp.linalg.slogdet(covariance)[1]
-
-
-def estimators(params: Params) -> dict[str, bool]:
-    """Which of the parameters, by their first name, stage 0 moves; stage 1 moves the others."""
-    return {name: name.startswith('estimate_') for name in params}
 
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:

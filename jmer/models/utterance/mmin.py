@@ -6,7 +6,8 @@ The narrow layers of the first one are classified.
 
 Training has two stages. `Teacher` is trained on complete data with its cross entropy; its encoders are
 where the model's begin. Then `loss` is joined by `imagination`, whose target is the fused vector of the
-frozen teacher on what is *missing* (`layers.imagination.complement`).
+frozen teacher on what is *missing* (`layers.imagination.complement`). What is missing is drawn for every item, so
+that training data should be complete.
 
 Where this differs from the authors' code: padding is masked, and a missing stream is a vector of zeros;
 theirs reads zeros, whose trace depends on how far the batch is padded (`read_zeros`). The attention over
@@ -24,7 +25,8 @@ from jaxtyping import Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
-from jmer.layers.imagination import Bottleneck, Classifier, Encoders
+from jmer.layers.imagination import Bottleneck, Classifier, Encoders, complement, lose
+from jmer.stages import Learner, Result, Stage
 from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('deep fusion', 'joint representation', 'data translation', 'distillation', 'missing modality')
@@ -92,6 +94,29 @@ class Teacher(nn.Module):
         logits = Classifier(m.classes, m.hidden, m.batch_norm, m.dropout, name='classifier')(
             fused, batch.present, train=train)
         return Output(logits, {'fused': fused})
+
+
+def teacher(model: Model) -> Teacher:
+    """What is trained before the model."""
+    return Teacher(model)
+
+
+def stages(model: Model) -> tuple[Stage, ...]:
+    """The teacher's epochs, then as many of the model's."""
+    def learn(model: Model, learner: Learner, batch: Batch) -> Result:
+        out = learner.teach(batch, train=True)
+        return Result(out, {'label': losses.task(out.logits, batch.labels)}, learner.memory)
+
+    def imagine(model: Model, learner: Learner, batch: Batch) -> Result:
+        seen = lose(batch, model.streams, learner.key)
+        out = learner.forward(seen)
+        target = learner.teach(complement(batch, seen), train=False).aux['fused']
+        terms = loss(model, out, batch) | {'imagination': imagination(model, out, target, batch)}
+        return Result(out, terms, learner.memory)
+
+    return (Stage('teacher', learn, 0.5, lambda name: name.startswith('teacher/')),
+            Stage('imagination', imagine, 0.5, lambda name: not name.startswith('teacher/'),
+                  lambda params: params | {'encoders': params['teacher']['encoders']}))
 
 
 def encoders(model: Model) -> Encoders:

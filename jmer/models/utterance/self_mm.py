@@ -5,9 +5,8 @@ and each alone. Labels are known of all together only: those of a stream are mad
 its features lie between the centres of the positive and of the negative utterances (`memory_after`).
 
 One step of training is `loss` of a batch that `with_labels` has given its streams' own labels; behind it,
-`memory_after` brings the labels up to date and stores the features. Who trains does this in turn: it keeps the
-`Memory` of all training utterances, knows which of them are in a batch, and counts epochs. Without such labels
-the head of a stream learns the utterance's target.
+`memory_after` brings the labels up to date and stores the features. The trainer keeps the `Memory` of all training
+utterances. Where utterances have no single real value to start from, the head of a stream learns their target.
 
 Where this differs from the authors' code: padding is masked; a stream may be missing, and is then neither
 labelled nor stored; while a stream has no positive or no negative utterance its labels stay, where theirs
@@ -27,6 +26,7 @@ from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.subnet import LastStateNet
+from jmer.stages import Learner, Result, Stage
 from jmer.types import Array, Batch, Label, Output, Params, Variables
 
 TAGS = ('late fusion', 'joint representation', 'recurrent', 'unaligned', 'missing modality')
@@ -103,6 +103,26 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
             term = term._replace(value=jnp.where(term.weight > 0, far, 0) * term.value)
         terms[name] = term
     return terms
+
+
+def stages(model: Model) -> tuple[Stage, ...]:
+    """One, which learns from the streams' own labels and brings them up to date."""
+    def own_labels(model: Model, learner: Learner, batch: Batch) -> Result:
+        if not learner.memory:
+            out = learner.forward(batch)
+            return Result(out, loss(model, out, batch), learner.memory)
+        batch = with_labels(batch, learner.memory, batch.items)
+        out = learner.forward(batch)
+        after = memory_after(learner.memory, out.aux['features'], out.aux['there'], batch.items, learner.epoch)
+        return Result(out, loss(model, out, batch), after)
+
+    return (Stage('all', own_labels),)
+
+
+def memory(model: Model, labels: Label, batch_size: int) -> 'Memory | tuple[()]':
+    """The memory before training, of utterances that have one real value each; of others none."""
+    values = labels.value
+    return start(model, jnp.where(labels.mask, values[:, 0], 0)) if values.shape[1:] == (1,) else ()
 
 
 class Memory(NamedTuple):
