@@ -12,7 +12,7 @@ from jmer.train.experiment import Experiment
 
 def get() -> Experiment:
     return protocols.meld(zoo.create('cogmen', classes=7, streams=('text',), transformer_hidden=256, layers=1,
-        speakers=4, dropout=0.5))
+        speakers=9, dropout=0.5))
 
 
 def paper() -> Experiment:

@@ -12,7 +12,7 @@ from jmer.train.experiment import Experiment
 
 def get() -> Experiment:
     return protocols.meld(zoo.create('dialoguegcn', classes=7, streams=('text',), width=64, hidden=64, layers=1,
-        speakers=4, dropout=0.5))
+        speakers=9, dropout=0.5))
 
 
 def paper() -> Experiment:

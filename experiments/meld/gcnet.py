@@ -12,9 +12,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('gcnet', classes=7, streams=('text',), width=48, speakers=2, dropout=0.5))
+    return protocols.meld(zoo.create('gcnet', classes=7, streams=('text',), width=48, speakers=9, dropout=0.5))
 
 
 def paper() -> Experiment:
     """The authors' sizes."""
-    return protocols.meld(zoo.create('gcnet', classes=7, streams=('text',)))
+    return protocols.meld(zoo.create('gcnet', classes=7, streams=('text',), speakers=9))

@@ -13,7 +13,7 @@ from jmer.train.experiment import Experiment
 
 def get() -> Experiment:
     return protocols.meld(zoo.create('mmdfn', classes=7, streams=('text',), party_weights=(1.5,), width=64, hidden=64,
-        layers=4, speakers=3, dropout=0.5))
+        layers=4, speakers=9, dropout=0.5))
 
 
 def paper() -> Experiment:

@@ -12,7 +12,7 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('sacl_lstm', classes=7, streams=('text',), width=64, layers=1, speakers=4,
+    return protocols.meld(zoo.create('sacl_lstm', classes=7, streams=('text',), width=64, layers=1, speakers=9,
         dropout=0.5, gamma=1.0, contrast_weight=0.1, contrast_scores=True))
 
 

@@ -18,7 +18,8 @@ BOUNDS = {
     'data.batch_size': (1, np.inf), 'data.buckets': (1, np.inf), 'data.drop_modalities': (0, 1),
     'data.noise': (0, np.inf), 'data.frame_drop': (0, 1), 'data.label_noise': (0, 1),
     'optimizer.rate': (0, np.inf), 'optimizer.warmup': (0, 1), 'optimizer.weight_decay': (0, np.inf),
-    'optimizer.clip': (0, np.inf), 'epochs': (1, np.inf), 'patience': (0, np.inf), 'evaluate_every': (1, np.inf),
+    'optimizer.clip': (0, np.inf), 'optimizer.perturb_by': (0, np.inf), 'data.balance': (0, np.inf),
+    'loss.balance': (0, 1), 'epochs': (1, np.inf), 'patience': (0, np.inf), 'evaluate_every': (1, np.inf),
     'accumulate': (1, np.inf), 'seed': (0, 2**32 - 1), 'seeds': (1, np.inf),
 }
 """The least and the greatest value of options."""
