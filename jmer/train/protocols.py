@@ -12,20 +12,22 @@ from jmer.data.splits import Protocol
 from jmer.train.experiment import Data, Experiment, Loss, Optimizer
 
 
-def mosi(model: nn.Module, *, rate: float = 1e-3, weight_decay: float = 0.1, epochs: int = 30) -> Experiment:
-    """CMU-MOSI, the features and the split of Poria et al. (ACL 2017), two classes.
+def mosi(
+    model: nn.Module, *, target: str = 'polarity', rate: float = 1e-3, weight_decay: float = 0.1, epochs: int = 30
+) -> Experiment:
+    """CMU-MOSI, the features and the split of Poria et al. (ACL 2017): polarity (two classes), or sentiment.
 
-    Ten videos of the training part choose the epoch by accuracy; the test part judges.
+    Ten videos of the training part choose the epoch, by accuracy or by the mean absolute error; the test part judges.
     """
     dialogues = _reads_dialogues(model)
     return Experiment(
         model=model,
-        data=Data('mosi', streams_of(model), target='polarity', turns=not dialogues,
+        data=Data('mosi', streams_of(model), target=target, turns=not dialogues,
                   protocol=Protocol(test=('test',), held_out=10), batch_size=8 if dialogues else 64,
                   buckets=2 if dialogues else 1),
         optimizer=_optimizer(rate, weight_decay, clip=1.0 if dialogues else 0.0),
         epochs=epochs,
-        monitor='accuracy',
+        monitor='accuracy' if target == 'polarity' else 'mae',
     )
 
 

@@ -1,0 +1,19 @@
+"""COLD Fusion on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
+
+    jmer train mosi/cold_fusion --data DIR --seeds 3
+
+Utterances without their context. The protocol is `jmer.train.protocols.mosi`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.mosi(zoo.create('cold_fusion', classes=2, states=32, layers=1, width=32))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('cold_fusion', classes=2))

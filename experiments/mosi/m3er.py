@@ -1,0 +1,19 @@
+"""M3ER on CMU-MOSI, the features of Poria et al. (ACL 2017). Two classes.
+
+    jmer train mosi/m3er --data DIR --seeds 3
+
+Utterances without their context. The protocol is `jmer.train.protocols.mosi`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    return protocols.mosi(zoo.create('m3er', classes=2, projections=30))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('m3er', classes=2))
