@@ -164,7 +164,8 @@ def test_list(jmer):
     status, told, _ = jmer('list')
     assert status == 0 and all(f'{name} ' in told for name in zoo.list_models())
     def names(*options):
-        return [line.split()[0] for line in jmer('list', *options)[1].splitlines()]
+        told = jmer('list', *options)[1]
+        return [line.split()[0] for line in told.splitlines() if line[:1].strip()]
 
     assert names('--tag', 'gated') == zoo.list_models(tag='gated')
     assert names('--family', 'dialogue') == zoo.list_models('dialogue')
