@@ -134,8 +134,12 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
         parallel.compile_predict(over_seeds(make_predict(experiment.model, target, experiment.data)), mesh, share),
         share, mesh, console)
     example = batches.stream(experiment.seed, 0)
+    memory = start(batches)
+    if via == 'pmap' and jax.tree.leaves(memory):
+        raise ValueError(f"via: found 'pmap', expected 'jit': {zoo.name_of(experiment.model)} remembers items, and "
+                         'devices would each remember their own')
     fresh = init_states(experiment.model, optimizers.in_turn(each, 0), jax.tree.map(lambda x: x[:1], example),
-                        fit.seeds, teacher, start(batches))
+                        fit.seeds, teacher, memory)
     spent = {'flops_per_step': cost.flops(steps[-1], _of_seed(fresh, 0), example, jax.random.key(0))}
     # Last of all, so that an experiment that cannot run leaves no mark on the folder.
     preflight.claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(

@@ -112,3 +112,9 @@ def test_a_run_goes_on_between_stages_and_keeps_the_model_alone(tmp_path, monkey
         assert 'teacher' not in kept['params']
         for x, y in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def test_a_memory_is_not_divided_among_devices(tmp_path):
+    with pytest.raises(ValueError, match=r"via: found 'pmap', expected 'jit': self_mm remembers items"):
+        loop.train(experiment('self_mm'), corpus(), tmp_path / 'run', via='pmap')
+    assert not (tmp_path / 'run').exists()
