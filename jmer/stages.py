@@ -44,7 +44,7 @@ class Result(NamedTuple):
     memory: Any
 
 
-Objective = Callable[[nn.Module, Learner, Batch], Result]
+Objective = Callable[[Any, Learner, Batch], Result]
 
 
 class Stage(NamedTuple):

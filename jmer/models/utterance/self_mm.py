@@ -108,7 +108,7 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 def stages(model: Model) -> tuple[Stage, ...]:
     """One, which learns from the streams' own labels and brings them up to date."""
     def own_labels(model: Model, learner: Learner, batch: Batch) -> Result:
-        if not learner.memory:
+        if not learner.memory or batch.items is None:
             out = learner.forward(batch)
             return Result(out, loss(model, out, batch), learner.memory)
         batch = with_labels(batch, learner.memory, batch.items)
