@@ -108,12 +108,13 @@ def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
 def stages(model: Model) -> tuple[Stage, ...]:
     """One, which learns from the streams' own labels and brings them up to date."""
     def own_labels(model: Model, learner: Learner, batch: Batch) -> Result:
-        if not learner.memory or batch.items is None:
+        items = batch.items
+        if not learner.memory or items is None:
             out = learner.forward(batch)
             return Result(out, loss(model, out, batch), learner.memory)
-        batch = with_labels(batch, learner.memory, batch.items)
+        batch = with_labels(batch, learner.memory, items)
         out = learner.forward(batch)
-        after = memory_after(learner.memory, out.aux['features'], out.aux['there'], batch.items, learner.epoch)
+        after = memory_after(learner.memory, out.aux['features'], out.aux['there'], items, learner.epoch)
         return Result(out, loss(model, out, batch), after)
 
     return (Stage('all', own_labels),)
