@@ -19,6 +19,8 @@ from jmer.losses import Term
 from jmer.types import Array, Batch, Output, Params
 
 Loss = Callable[[nn.Module, Output, Batch], dict[str, Term]]
+TEACHER = 'teacher'
+"""Where the variables of a teacher stand, in every collection beside the model's own."""
 
 
 class Learner(NamedTuple):
@@ -52,8 +54,7 @@ class Stage(NamedTuple):
 
     name: for the log. objective: what is minimised.
     share: of the run's epochs; stages follow one another. 0 in all of them: they take turns, an epoch each.
-    moves: whether the parameter of a name such as 'encoders/dense/kernel' moves, if not all do; those of the
-        teacher stand under 'teacher/'.
+    moves: whether the parameter of a name such as 'encoders/dense/kernel' moves, if not all do.
     enter: the parameters with which the stage begins, of those with which the one before has ended.
     """
 
@@ -71,6 +72,16 @@ def objective(loss: Loss) -> Objective:
         return Result(out, loss(model, out, batch), learner.memory)
 
     return of_batch
+
+
+def of_teacher(name: str) -> bool:
+    """Whether the parameter of this name is the teacher's: what moves while it learns."""
+    return name.startswith(f'{TEACHER}/')
+
+
+def of_model(name: str) -> bool:
+    """Whether the parameter of this name is the model's own: what moves when the teacher has learnt."""
+    return not of_teacher(name)
 
 
 def plan(stages: tuple[Stage, ...], epochs: int) -> list[int]:

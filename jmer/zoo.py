@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 
 from jmer import models
+from jmer.layers.checked import streams_of as streams_of
 
 FAMILIES = ('utterance', 'dialogue', 'speech')
 KINDS = ('class', 'multilabel', 'regression', 'distribution')

@@ -21,7 +21,7 @@ ALLOWED = {
     'metrics': {'types'},
     'models': BASE | {'layers', 'losses', 'stages'},
     'data': {'types'},
-    'zoo': {'models'},
+    'zoo': {'models', 'layers'},
     'parallel': {'collectives'},
     'checkpoint': {'types', 'parallel'},
     'author_files': set(),

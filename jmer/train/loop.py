@@ -16,22 +16,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 
-from jmer import calibration, checkpoint, cost, losses, metrics, parallel, stages, zoo
-from jmer.data import transforms
+from jmer import calibration, checkpoint, cost, metrics, parallel, zoo
 from jmer.data.corpus import Corpus, Item, Target
-from jmer.data.pipeline import Pipeline, class_counts, pipeline
+from jmer.data.pipeline import Pipeline, pipeline
 from jmer.data.splits import Splits, folds, split
+from jmer.stages import TEACHER
 from jmer.train import inputs, log, optimizers, predictions, preflight
+from jmer.train.course import Course, course_of
 from jmer.train.evaluate import LOWER, make_predict, metric_of, no_nan, over_seeds, predictions_of, sweep
 from jmer.train.experiment import Experiment, to_json
-from jmer.train.step import TEACHER, Perturbation, TrainState, init_states, make_step
+from jmer.train.step import TrainState, init_states
 from jmer.train.watch import Watch
 from jmer.types import Batch, Variables
 
@@ -40,8 +39,7 @@ class Fit(NamedTuple):
     """All that training needs besides its state.
 
     folders: of the seeds. monitor: the figure that chooses the epoch, 'step' for the last one.
-    choosing: the validation items, if any. plan: the stage of every epoch, and steps: its step.
-    steps, run: compiled, over an axis of seeds.
+    choosing: the validation items, if any. steps, run: compiled, over an axis of seeds.
     """
 
     experiment: Experiment
@@ -51,8 +49,7 @@ class Fit(NamedTuple):
     higher: bool
     training: Pipeline
     choosing: Pipeline | None
-    stages: tuple[stages.Stage, ...]
-    plan: Sequence[int]
+    course: Course
     steps: Sequence[parallel.Step]
     run: Callable[[Variables, Batch], tuple[Any, Any]]
     split: parallel.Split
@@ -118,29 +115,22 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
     moments = inputs.fit(training, experiment.data)
     make = _pipelines(experiment, corpus, moments, mesh)
     batches = make(training, experiment.data.buckets, experiment.data.balance)
-    todo, teacher, start = _course(experiment, target)
-    todo = _balanced(todo, experiment, target, training)
-    plan = stages.plan(todo, experiment.epochs)
-    each = [optimizers.make(experiment.optimizer, batches.steps_per_epoch * plan.count(k), stage.moves)
-            for k, stage in enumerate(todo)]
-    steps = [_step(experiment, target, stage, optimizers.in_turn(each, k), teacher, batches.steps_per_epoch)
-             for k, stage in enumerate(todo)]
+    course = course_of(experiment, target, training, batches)
     by_step = experiment.monitor == 'step' or not choosing
     fit = Fit(
         experiment, _folders(experiment, workdir), metric_of(target),
         'step' if by_step else f'validation/{experiment.monitor}', by_step or experiment.monitor not in LOWER,
         batches, make(choosing, 1) if choosing else None,
-        todo, plan, [parallel.compile_step(jax.vmap(step), mesh, via, share) for step in steps],
+        course, [parallel.compile_step(jax.vmap(step), mesh, via, share) for step in course.steps],
         parallel.compile_predict(over_seeds(make_predict(experiment.model, target, experiment.data)), mesh, share),
         share, mesh, console)
     example = batches.stream(experiment.seed, 0)
-    memory = start(batches)
-    if via == 'pmap' and jax.tree.leaves(memory):
+    if via == 'pmap' and jax.tree.leaves(course.memory):
         raise ValueError(f"via: found 'pmap', expected 'jit': {zoo.name_of(experiment.model)} remembers items, and "
                          'devices would each remember their own')
-    fresh = init_states(experiment.model, optimizers.in_turn(each, 0), jax.tree.map(lambda x: x[:1], example),
-                        fit.seeds, teacher, memory)
-    spent = {'flops_per_step': cost.flops(steps[-1], _of_seed(fresh, 0), example, jax.random.key(0))}
+    fresh = init_states(experiment.model, course.optimizer, jax.tree.map(lambda x: x[:1], example), fit.seeds,
+                        course.teacher, course.memory)
+    spent = {'flops_per_step': cost.flops(course.steps[-1], _of_seed(fresh, 0), example, jax.random.key(0))}
     # Last of all, so that an experiment that cannot run leaves no mark on the folder.
     preflight.claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
         corpus, experiment.data.streams, target.name)})
@@ -156,52 +146,6 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
             _add_test_selected(fit, make(sides['test'], 1), evaluated, progress.chosen, cards)
     return [checkpoint.publish(folder / 'weights', variables, card)
             for folder, variables, card in zip(fit.folders, _by_seed(progress.chosen), cards, strict=True)]
-
-
-def _course(
-    experiment: Experiment, target: Target
-) -> tuple[tuple[stages.Stage, ...], nn.Module | None, Callable[[Pipeline], Any]]:
-    """The stages of a training, the teacher if there is one, and a function for the memory before it."""
-    model, file = experiment.model, zoo.module(zoo.name_of(experiment.model))
-    whole = (stages.Stage('all', stages.objective(loss_of(experiment, target))),)
-    teacher = file.teacher(model) if hasattr(file, 'teacher') else None
-
-    def start(training: Pipeline) -> Any:
-        labels = training.labels()
-        return file.memory(model, labels, training.batch_size) if hasattr(file, 'memory') else ()
-
-    return file.stages(model) if hasattr(file, 'stages') else whole, teacher, start
-
-
-def _balanced(
-    todo: tuple[stages.Stage, ...], experiment: Experiment, target: Target, training: Sequence[Item]
-) -> tuple[stages.Stage, ...]:
-    """The stages, in whose losses items weigh by how rare their class is, if the experiment says so."""
-    if not experiment.loss.balance:
-        return todo
-    weights = losses.class_balance(class_counts(training, target), experiment.loss.balance)
-
-    def balanced(objective: stages.Objective) -> stages.Objective:
-        def of_batch(model: nn.Module, learner: stages.Learner, batch: Batch) -> stages.Result:
-            result = objective(model, learner, batch)
-            return result._replace(terms=losses.reweighted(result.terms, batch.labels[target.name], weights))
-
-        return of_batch
-
-    return tuple(stage._replace(objective=balanced(stage.objective)) for stage in todo)
-
-
-def _step(
-    experiment: Experiment, target: Target, stage: stages.Stage, optimizer: optax.GradientTransformation,
-    teacher: nn.Module | None, steps_per_epoch: int,
-) -> parallel.Step:
-    """The step of one seed in one stage."""
-    metric, settings = metric_of(target), experiment.optimizer
-    return make_step(
-        experiment.model, stage.objective, optimizer,
-        lambda out, batch: metric.sums(out.logits, batch.labels[target.name]),
-        augment_of(experiment, target), experiment.accumulate, experiment.compute_dtype,
-        Perturbation(settings.perturb, settings.perturb_by) if settings.perturb else None, teacher, steps_per_epoch)
 
 
 @contextlib.contextmanager
@@ -253,7 +197,7 @@ def _fit(fit: Fit, fresh: TrainState, saved: checkpoint.Run, evaluated: checkpoi
         for epoch in range(first + 1, epochs + 1):
             if not _active(fit, progress).any():
                 break
-            step = fit.steps[fit.plan[epoch - 1]]
+            step = fit.steps[fit.course.plan[epoch - 1]]
             state = _enter(fit, state, epoch)
             make = partial(fit.training.streams, fit.seeds)
             for batch in watch.ahead(make, (epoch - 1) * size, epoch * size, partial(_busy, pending)):
@@ -265,7 +209,7 @@ def _fit(fit: Fit, fresh: TrainState, saved: checkpoint.Run, evaluated: checkpoi
             done, active = epoch * size, _active(fit, progress)
             figures = _figures(fit, state, pending, epoch, active, watch.figures(len(pending)))
             # Before the last stage a model is not what it is going to be.
-            if (final := fit.plan[epoch - 1] == len(fit.stages) - 1):
+            if (final := fit.course.plan[epoch - 1] == len(fit.course.stages) - 1):
                 progress = _advance(fit, progress, state, done, active,
                                     [f.get(fit.monitor, float(done)) for f in figures])
             for k in np.flatnonzero(active).tolist():
@@ -295,18 +239,18 @@ def _resume(fit: Fit, fresh: TrainState, saved: checkpoint.Run) -> tuple[TrainSt
 
 def _enter(fit: Fit, state: TrainState, epoch: int) -> TrainState:
     """The state with which an epoch begins: another one where it is the first of its stage."""
-    stage = fit.plan[epoch - 1]
-    enter = fit.stages[stage].enter
-    if enter is None or stage in fit.plan[:epoch - 1]:
+    stage = fit.course.plan[epoch - 1]
+    enter = fit.course.stages[stage].enter
+    if enter is None or stage in fit.course.plan[:epoch - 1]:
         return state
     return parallel.replicate(state._replace(params=enter(state.params)), fit.mesh, fit.split.state)
 
 
 def _rate(fit: Fit, epoch: int) -> float:
     """The learning rate of the last step of an epoch."""
-    size, stage = fit.training.steps_per_epoch, fit.plan[epoch - 1]
-    schedule = optimizers.schedule(fit.experiment.optimizer, size * fit.plan.count(stage))
-    return float(schedule(size * fit.plan[:epoch].count(stage) - 1))
+    size, stage = fit.training.steps_per_epoch, fit.course.plan[epoch - 1]
+    schedule = optimizers.schedule(fit.experiment.optimizer, size * fit.course.plan.count(stage))
+    return float(schedule(size * fit.course.plan[:epoch].count(stage) - 1))
 
 
 def _figures(fit: Fit, state: TrainState, pending: list[Any], epoch: int, active: np.ndarray,
@@ -443,38 +387,6 @@ def training_figures(sums: list[Any], metric: metrics.Metric, last_step: int, se
     parts = {f'train/loss_{name}': value for name, value in terms.items()} if len(terms) > 1 else {}
     return ({'train/loss': sum(terms.values()), 'train/gradient_norm': norm} | parts
             | {f'train/{name}': value for name, value in measured.items()})
-
-
-def loss_of(experiment: Experiment, target: Target) -> Callable:
-    """The loss of the model's own file, or the one the experiment names for this kind of target."""
-    own = getattr(zoo.module(zoo.name_of(experiment.model)), 'loss', None)
-    if own is not None:
-        return own
-    settings = experiment.loss
-    usual = losses.supervised(target.kind, settings.name or None,
-                              class_weights=settings.class_weights or None,
-                              label_smoothing=settings.label_smoothing,
-                              gamma=settings.gamma if settings.name == 'focal' else None)
-    return lambda model, out, batch: {'label': usual(out.logits, batch.labels[target.name])}
-
-
-def augment_of(experiment: Experiment, target: Target) -> Callable[[Batch, jax.Array], Batch]:
-    """What the experiment does to training batches at random."""
-    data = experiment.data
-
-    def augment(batch, key):
-        drop_key, noise_key, frame_key, label_key = jax.random.split(key, 4)
-        if data.noise:
-            batch = transforms.add_noise(batch, noise_key, data.noise)
-        if data.drop_modalities:
-            batch = transforms.drop_modalities(batch, drop_key, data.drop_modalities)
-        if data.frame_drop:
-            batch = transforms.drop_frames(batch, frame_key, data.frame_drop)
-        if data.label_noise:
-            batch = transforms.flip_labels(batch, label_key, data.label_noise, len(target.names))
-        return transforms.stand_in(batch, data.stand_ins)
-
-    return augment
 
 
 def _pipelines(experiment: Experiment, corpus: Corpus, moments: Mapping, mesh) -> Callable[..., Pipeline]:

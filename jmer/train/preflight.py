@@ -66,7 +66,7 @@ def _check_streams(experiment: Experiment) -> None:
     for pair in data.stand_ins:
         if set(pair) - set(data.streams):
             raise ValueError(f'data.stand_ins: found {" for ".join(pair)}; expected two of data.streams ({streams})')
-    missing = set(getattr(experiment.model, 'streams', ())) - set(data.streams)
+    missing = set(zoo.streams_of(experiment.model)) - set(data.streams)
     if missing:
         raise ValueError(f'model.streams: {", ".join(sorted(missing))} not among data.streams ({streams})')
 

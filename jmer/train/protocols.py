@@ -22,7 +22,7 @@ def mosi(
     dialogues = _reads_dialogues(model)
     return Experiment(
         model=model,
-        data=Data('mosi', streams_of(model), target=target, turns=not dialogues,
+        data=Data('mosi', zoo.streams_of(model), target=target, turns=not dialogues,
                   protocol=Protocol(test=('test',), held_out=10), batch_size=8 if dialogues else 64,
                   buckets=2 if dialogues else 1),
         optimizer=_optimizer(rate, weight_decay, clip=1.0 if dialogues else 0.0),
@@ -37,28 +37,12 @@ def meld(model: nn.Module, *, rate: float = 1e-3, weight_decay: float = 0.1, epo
     The owners' train part trains, their dev part chooses the epoch by weighted F1, their test part judges.
     Lines (or dialogues of one line) that stand in dev or test word for word do not train.
     """
-    dialogues = _reads_dialogues(model)
-    return Experiment(
-        model=model,
-        data=Data('meld', streams_of(model), turns=not dialogues, protocol=_owners('dev'),
-                  batch_size=32 if dialogues else 128, buckets=4 if dialogues else 1),
-        optimizer=_optimizer(rate, weight_decay, clip=1.0 if dialogues else 0.0),
-        epochs=epochs,
-        monitor='weighted_f1',
-    )
+    return _series('meld', 'dev', model, rate, weight_decay, epochs)
 
 
 def emorynlp(model: nn.Module, *, rate: float = 1e-3, weight_decay: float = 0.1, epochs: int = 15) -> Experiment:
     """EmoryNLP, text of the transcripts, seven classes; the owners' parts, as for MELD."""
-    dialogues = _reads_dialogues(model)
-    return Experiment(
-        model=model,
-        data=Data('emorynlp', streams_of(model), turns=not dialogues, protocol=_owners('valid'),
-                  batch_size=32 if dialogues else 128, buckets=4 if dialogues else 1),
-        optimizer=_optimizer(rate, weight_decay, clip=1.0 if dialogues else 0.0),
-        epochs=epochs,
-        monitor='weighted_f1',
-    )
+    return _series('emorynlp', 'valid', model, rate, weight_decay, epochs)
 
 
 def ravdess(model: nn.Module, *, rate: float = 1e-3, weight_decay: float = 0.1, epochs: int = 25) -> Experiment:
@@ -69,8 +53,8 @@ def ravdess(model: nn.Module, *, rate: float = 1e-3, weight_decay: float = 0.1, 
     return Experiment(
         model=model,
         # An actor has 60 clips, so 60 leaves no small last batch to disturb batch statistics.
-        data=Data('ravdess', streams_of(model), protocol=Protocol(test=('fold3',), held_out=3), batch_size=60,
-                  pool=tuple((name, 10) for name in streams_of(model) if name == 'audio'), drop_modalities=0.1),
+        data=Data('ravdess', zoo.streams_of(model), protocol=Protocol(test=('fold3',), held_out=3), batch_size=60,
+                  pool=tuple((name, 10) for name in zoo.streams_of(model) if name == 'audio'), drop_modalities=0.1),
         optimizer=_optimizer(rate, weight_decay, clip=1.0),
         loss=Loss(label_smoothing=0.1),
         epochs=epochs,
@@ -83,7 +67,7 @@ def emodb(model: nn.Module, *, rate: float = 1e-3, weight_decay: float = 0.1, ep
 
     Each fold of two speakers judges once; two speakers of the others choose the epoch by UAR.
     """
-    streams = streams_of(model)
+    streams = zoo.streams_of(model)
     return Experiment(
         model=model,
         # Cut to 25 steps, the owners' uncut files give what the copies of two seconds give.
@@ -100,7 +84,7 @@ def toy(model: nn.Module, *, rate: float = 3e-3, weight_decay: float = 1e-4, epo
     dialogues = _reads_dialogues(model)
     return Experiment(
         model=model,
-        data=Data('toy-dialogue' if dialogues else 'toy', streams_of(model),
+        data=Data('toy-dialogue' if dialogues else 'toy', zoo.streams_of(model),
                   protocol=Protocol(validation=('validation',)), batch_size=16 if dialogues else 64,
                   buckets=1 if dialogues else 2),
         optimizer=_optimizer(rate, weight_decay, clip=1.0),
@@ -108,20 +92,25 @@ def toy(model: nn.Module, *, rate: float = 3e-3, weight_decay: float = 1e-4, epo
     )
 
 
-def streams_of(model: nn.Module) -> tuple[str, ...]:
-    """What a model reads, whatever the fields are called that say so."""
-    several = [name for field in ('texts', 'streams') for name in getattr(model, field, ())]
-    single = [getattr(model, field, '') for field in ('stream', 'intra', 'inter', 'discourse')]
-    return tuple(dict.fromkeys([*several, *filter(None, single)]))
-
-
 def _reads_dialogues(model: nn.Module) -> bool:
     return zoo.family(zoo.name_of(model)) == 'dialogue'
 
 
+def _series(
+    name: str, validation: str, model: nn.Module, rate: float, weight_decay: float, epochs: int
+) -> Experiment:
+    """Text of the dialogues of a television series, in its owners' parts."""
+    dialogues = _reads_dialogues(model)
+    return Experiment(
+        model=model,
+        data=Data(name, zoo.streams_of(model), turns=not dialogues,
+                  protocol=Protocol(train=('train',), validation=(validation,), test=('test',), copies='drop'),
+                  batch_size=32 if dialogues else 128, buckets=4 if dialogues else 1),
+        optimizer=_optimizer(rate, weight_decay, clip=1.0 if dialogues else 0.0),
+        epochs=epochs,
+        monitor='weighted_f1',
+    )
+
+
 def _optimizer(rate: float, weight_decay: float, clip: float) -> Optimizer:
     return Optimizer('adamw', rate, 'cosine', warmup=0.1, weight_decay=weight_decay, clip=clip)
-
-
-def _owners(validation: str) -> Protocol:
-    return Protocol(train=('train',), validation=(validation,), test=('test',), copies='drop')

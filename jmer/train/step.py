@@ -14,14 +14,12 @@ import numpy as np
 import optax
 
 from jmer.collectives import total
-from jmer.stages import Learner, Objective
+from jmer.stages import TEACHER, Learner, Objective
 from jmer.train.optimizers import matches
 from jmer.types import Batch, Output, Params
 
 Augment = Callable[[Batch, jax.Array], Batch]
 Sums = dict[str, Any]
-TEACHER = 'teacher'
-"""Where the variables of a teacher stand, in every collection beside the model's own."""
 
 
 class TrainState(NamedTuple):
@@ -98,33 +96,7 @@ def make_step(
     gradients, and whether all was finite: a step that is not leaves the state unchanged.
     """
     forward = _forward(model, objective, metric_sums, augment, compute_dtype, teacher)
-
-    def weights(params, carry, parts, keys, epoch):
-        """Weight of every loss term over all parts, which each part's gradient has to be divided by.
-
-        A forward pass in writing only: weights hang on labels and masks, the compiler drops the rest.
-        """
-        terms = jax.lax.map(lambda part: forward(params, *carry, *part, epoch)[0], (parts, keys))
-        return {name: jax.lax.stop_gradient(total(jnp.sum(w))) for name, (_, w) in terms.items()}
-
-    def gradients(params, carry, parts, keys, epoch):
-        """Gradient of the whole batch, the model's state and memory behind it, the terms and what was measured."""
-        whole = weights(params, carry, parts, keys, epoch) if accumulate > 1 else None
-
-        def value(params, carry, batch, key):
-            terms, measured, carry = forward(params, *carry, batch, key, epoch)
-            divisors = whole or {name: jax.lax.stop_gradient(total(w)) for name, (_, w) in terms.items()}
-            parts = (s / jnp.maximum(divisors[name], 1e-9) for name, (s, _) in terms.items())
-            return sum(parts), (terms, measured, carry)
-
-        def of_part(so_far, part):
-            gradient, carry = so_far
-            (_, (terms, measured, carry)), new = jax.value_and_grad(value, has_aux=True)(params, carry, *part)
-            return (jax.tree.map(jnp.add, gradient, new), carry), (terms, measured)
-
-        zero = jax.tree.map(jnp.zeros_like, params)
-        (gradient, carry), found = _over_parts(of_part, (zero, carry), (parts, keys))
-        return total(gradient), carry, total(jax.tree.map(lambda x: jnp.sum(x, 0), found))
+    gradients = _gradients(forward, accumulate > 1)
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Sums]:
         keys = jax.random.split(jax.random.fold_in(key, state.step), accumulate)
@@ -151,6 +123,38 @@ def make_step(
         return new, {'loss': terms, 'metrics': measured, 'gradient_norm': norm, 'finite': finite}
 
     return step
+
+
+def _gradients(forward: Callable, several: bool) -> Callable:
+    """The gradient of a batch that comes in parts, `several` or one, see `_forward`."""
+    def weights(params, carry, parts, keys, epoch):
+        """Weight of every loss term over all parts, which each part's gradient has to be divided by.
+
+        A forward pass in writing only: weights hang on labels and masks, the compiler drops the rest.
+        """
+        terms = jax.lax.map(lambda part: forward(params, *carry, *part, epoch)[0], (parts, keys))
+        return {name: jax.lax.stop_gradient(total(jnp.sum(w))) for name, (_, w) in terms.items()}
+
+    def gradients(params, carry, parts, keys, epoch):
+        """Gradient of the whole batch, the model's state and memory behind it, the terms and what was measured."""
+        whole = weights(params, carry, parts, keys, epoch) if several else None
+
+        def value(params, carry, batch, key):
+            terms, measured, carry = forward(params, *carry, batch, key, epoch)
+            divisors = whole or {name: jax.lax.stop_gradient(total(w)) for name, (_, w) in terms.items()}
+            parts = (s / jnp.maximum(divisors[name], 1e-9) for name, (s, _) in terms.items())
+            return sum(parts), (terms, measured, carry)
+
+        def of_part(so_far, part):
+            gradient, carry = so_far
+            (_, (terms, measured, carry)), new = jax.value_and_grad(value, has_aux=True)(params, carry, *part)
+            return (jax.tree.map(jnp.add, gradient, new), carry), (terms, measured)
+
+        zero = jax.tree.map(jnp.zeros_like, params)
+        (gradient, carry), found = _over_parts(of_part, (zero, carry), (parts, keys))
+        return total(gradient), carry, total(jax.tree.map(lambda x: jnp.sum(x, 0), found))
+
+    return gradients
 
 
 def _forward(model, objective, metric_sums, augment, compute_dtype, teacher) -> Callable:
@@ -206,7 +210,7 @@ def _perturbed(params: Any, gradient: Any, chosen: Any, by: float) -> Any:
 
 
 def _over_parts(function: Callable, carry: Any, parts: Any) -> tuple[Any, Any]:
-    """`lax.scan`, which for one part would do harm: in a loop, XLA's convolutions on a CPU are 20 times slower."""
+    """`lax.scan`, but for one part no loop, within which XLA's convolutions on a CPU are many times slower."""
     if jax.tree.leaves(parts)[0].shape[0] > 1:
         return jax.lax.scan(function, carry, parts)
     carry, found = function(carry, jax.tree.map(lambda x: x[0], parts))

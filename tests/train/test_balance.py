@@ -12,7 +12,7 @@ from jmer.data import synthetic
 from jmer.data.corpus import Corpus
 from jmer.data.pipeline import class_counts
 from jmer.data.splits import Protocol
-from jmer.train import loop
+from jmer.train import course, loop
 from jmer.train.experiment import Data, Experiment, Loss, Optimizer
 from jmer.train.log import read
 from jmer.types import Batch
@@ -68,7 +68,7 @@ def test_the_weights_are_those_of_the_training_items_in_every_stage():
 
     def result(balance):
         experiment = dataclasses.replace(EXPERIMENT, loss=Loss(balance=balance))
-        (balanced,) = loop._balanced((stage,), experiment, target, items)
+        (balanced,) = course._balanced((stage,), experiment, target, items)
         return balanced.objective(EXPERIMENT.model, learner, batch)
 
     assert result(0.0).terms is terms

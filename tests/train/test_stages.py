@@ -13,7 +13,8 @@ from jmer.data.corpus import Corpus, Target
 from jmer.data.pipeline import pipeline
 from jmer.data.splits import Protocol
 from jmer.data.synthetic import corpus as toy
-from jmer.train import loop, optimizers
+from jmer.train import loop
+from jmer.train.course import course_of
 from jmer.train.experiment import Data, Experiment, Optimizer
 from jmer.train.log import read
 from jmer.train.step import init_states
@@ -65,16 +66,14 @@ def names_of(tree):
 def test_every_stage_moves_what_it_says(name):
     chosen = experiment(name)
     target = corpus().spec.target('sentiment')
-    todo, teacher, start = loop._course(chosen, target)
     items = [item for item in corpus().items if item.part == 'train']
     batches = pipeline(items, corpus().spec, chosen.data.streams, 'sentiment', 8)
     batch = batches.stream(0, 0)
-    each = [optimizers.make(chosen.optimizer, 4, stage.moves) for stage in todo]
-    states = init_states(chosen.model, optimizers.in_turn(each, 0), batch, [0], teacher, start(batches))
+    course = course_of(chosen, target, items, batches)
+    states = init_states(chosen.model, course.optimizer, batch, [0], course.teacher, course.memory)
     state = jax.tree.map(lambda x: x[0], states)
-    for k, stage in enumerate(todo):
-        step = jax.jit(loop._step(chosen, target, stage, optimizers.in_turn(each, k), teacher, 10))
-        new, sums = step(state, batch, jax.random.key(1))
+    for k, (stage, step) in enumerate(zip(course.stages, course.steps, strict=True)):
+        new, sums = jax.jit(step)(state, batch, jax.random.key(1))
         assert sums['finite'] and all(np.isfinite(value) for value, _ in sums['loss'].values())
         moved = {path for path, a, b in zip(names_of(state.params), jax.tree.leaves(state.params),
                                             jax.tree.leaves(new.params), strict=True) if not np.array_equal(a, b)}

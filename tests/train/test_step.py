@@ -12,7 +12,7 @@ from jmer import losses, metrics, parallel, zoo
 from jmer.stages import objective
 from jmer.train import optimizers
 from jmer.train.experiment import Optimizer
-from jmer.train.step import init_state, make_step
+from jmer.train.step import Perturbation, init_state, make_step
 from jmer.types import Label
 from tests import batches
 
@@ -306,3 +306,28 @@ def test_the_rate_falls_as_steps_are_taken():
     for count, way in ((4, 2.5), (6, 2.5)):
         gone = update(Optimizer('sgd', rate=1.0, schedule='linear'), gradient=1.0, steps=4, count=count)
         np.testing.assert_allclose(jax.tree.leaves(gone), way, rtol=1e-5)
+
+
+def test_a_perturbed_step_adds_the_gradient_at_moved_weights():
+    """By hand: the kernel that is named moves along its own gradient, and is itself updated without the addition."""
+    names, by = ('head/dense_1/kernel',), 0.5
+    label = batch('early').labels['emotion']
+    params = initial('early').params
+    chosen = jax.tree_util.tree_map_with_path(lambda path, _: optimizers.matches(path, names), params)
+    assert 0 < sum(jax.tree.leaves(chosen)) < len(jax.tree.leaves(chosen))
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        out = model('early').apply({'params': params}, batch('early'), train=False)
+        term = losses.cross_entropy(out.logits, label, class_weights=CLASS_WEIGHTS)
+        return jnp.sum(term.value * term.weight) / jnp.sum(term.weight)
+
+    own = gradient(params)
+    away = jax.tree.map(lambda p, g, it: p + it * by * g / np.linalg.norm(g), params, own, chosen)
+    expected = jax.tree.map(lambda g, m, it: -RATE * (g if it else g + m), own, gradient(away), chosen)
+    found, sums = run('early', perturbation=Perturbation(names, by))
+    flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(expected)])
+    np.testing.assert_allclose(moved('early', found), flat, atol=2e-6 * np.abs(flat).max() + 1e-8)
+    assert (moved('early', found) != moved('early', one_device('early', 1)[0])).any()
+    assert bool(sums['finite'])

@@ -29,7 +29,7 @@ from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.imagination import Bottleneck, Classifier, Encoders, complement, lose
-from jmer.stages import Learner, Result, Stage
+from jmer.stages import TEACHER, Learner, Result, Stage, of_model, of_teacher
 from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('deep fusion', 'joint representation', 'coordinated representation', 'data translation', 'distillation',
@@ -124,9 +124,9 @@ def stages(model: Model) -> tuple[Stage, ...]:
         terms = loss(model, out, batch) | imagination(model, out, fused, invariant, batch)
         return Result(out, terms, learner.memory)
 
-    return (Stage('teacher', learn, 0.5, lambda name: name.startswith('teacher/')),
-            Stage('imagination', imagine, 0.5, lambda name: not name.startswith('teacher/'),
-                  lambda params: params | {name: params['teacher'][name] for name in ('encoders', 'shared')}))
+    return (Stage('teacher', learn, 0.5, of_teacher),
+            Stage('imagination', imagine, 0.5, of_model,
+                  lambda params: params | {name: params[TEACHER][name] for name in ('encoders', 'shared')}))
 
 
 def _vectors(model: Model, batch: Batch, train: bool) -> tuple[list[Array], list[Array]]:

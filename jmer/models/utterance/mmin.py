@@ -26,7 +26,7 @@ from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
 from jmer.layers.imagination import Bottleneck, Classifier, Encoders, complement, lose
-from jmer.stages import Learner, Result, Stage
+from jmer.stages import TEACHER, Learner, Result, Stage, of_model, of_teacher
 from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('deep fusion', 'joint representation', 'data translation', 'distillation', 'missing modality')
@@ -114,9 +114,9 @@ def stages(model: Model) -> tuple[Stage, ...]:
         terms = loss(model, out, batch) | {'imagination': imagination(model, out, target, batch)}
         return Result(out, terms, learner.memory)
 
-    return (Stage('teacher', learn, 0.5, lambda name: name.startswith('teacher/')),
-            Stage('imagination', imagine, 0.5, lambda name: not name.startswith('teacher/'),
-                  lambda params: params | {'encoders': params['teacher']['encoders']}))
+    return (Stage('teacher', learn, 0.5, of_teacher),
+            Stage('imagination', imagine, 0.5, of_model,
+                  lambda params: params | {'encoders': params[TEACHER]['encoders']}))
 
 
 def encoders(model: Model) -> Encoders:
