@@ -2,7 +2,7 @@
 
     jmer train toy/cauain --seeds 3
 
-Audio and vision stand in for what a turn does to its speaker and to the others: this shows that it trains.
+Audio and vision stand in for what a turn does to its speaker and to the others, so nothing is shown of clues.
 The protocol is `jmer.train.protocols.toy`.
 """
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +63,15 @@ def peak() -> Peak:
         run()
     multiplied, copied = (min(cpu_seconds(run, 10.0, 5)) for run in runs)
     return Peak(2 * SIDE**3 / multiplied, 2 * long.nbytes / copied)
+
+
+def tell(found: Mapping[str, Any], file: Path | None) -> None:
+    """Writes figures as JSON, to the screen where no file is given; the other end of `apart`."""
+    text = json.dumps(found, indent=1)
+    if file:
+        file.write_text(text)
+    else:
+        sys.stdout.write(text + '\n')
 
 
 def apart(module: str, *arguments: str, minutes: float = 20.0) -> dict[str, Any]:

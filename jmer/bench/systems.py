@@ -12,10 +12,8 @@ the batch, read once and written once) at the speed of a stream through memory, 
 """
 
 import argparse
-import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -243,11 +241,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error('one of NAME and --peak')
     machine.hold_to_one_thread()
     found = machine.peak()._asdict() if options.peak else measure(options.name, TIMINGS[options.name])
-    text = json.dumps(found, indent=1)
-    if options.json:
-        options.json.write_text(text)
-    else:
-        sys.stdout.write(text + '\n')
+    machine.tell(found, options.json)
 
 
 if __name__ == '__main__':

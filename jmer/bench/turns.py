@@ -8,9 +8,7 @@ from FITTED on: below it what a step costs without any turn, the optimizer above
 """
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,23 +28,14 @@ WIDTH = 300
 
 def dialogue_of(name: str, turns: int) -> Timing:
     """A dialogue of so many turns for a system, and its fields, a table of positions as long as need be."""
-    import dataclasses
-
     from jmer import zoo
 
     known = [timing for key, timing in DIALOGUES.items() if model_of(key) == name]
-    fields: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(zoo.module(name).Model)}
-    timing = known[0] if known else Timing('', None, 1, dict.fromkeys(_streams(fields), (turns, WIDTH)), 6,
-                                           kind='class')
-    longer = {'max_turns': turns} if fields.get('max_turns', turns) < turns else {}
-    streams = {stream: (turns, width) for stream, (_, width) in timing.streams.items()}
+    timing = known[0] if known else Timing('', None, 1, {}, 6, kind='class')
+    model = zoo.create(name, classes=timing.classes, **timing.fields)
+    longer = {'max_turns': turns} if getattr(model, 'max_turns', turns) < turns else {}
+    streams = {stream: (turns, timing.streams.get(stream, (turns, WIDTH))[1]) for stream in zoo.streams_of(model)}
     return timing._replace(batch=1, streams=streams, fields={**timing.fields, **longer})
-
-
-def _streams(fields: Mapping[str, Any]) -> list[str]:
-    """The streams that a model reads by default: those listed, and those that a field of their own names."""
-    single = [value for name, value in fields.items() if name in ('intra', 'inter', 'discourse') and value]
-    return [*fields.get('texts', ()), *fields['streams'], *single]
 
 
 def growth(turns: Sequence[int], costs: Sequence[float]) -> float:
@@ -118,11 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     machine.hold_to_one_thread()
     found = systems.measure(options.name, dialogue_of(options.name, options.turns), SECONDS)
-    text = json.dumps(found, indent=1)
-    if options.json:
-        options.json.write_text(text)
-    else:
-        sys.stdout.write(text + '\n')
+    machine.tell(found, options.json)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 Convolutions over MFCCs and a transformer encoder read audio. Its last step says which regions of each video
 slice matter; the slices, reinforced by that map, are averaged and scored together with the audio map. (The
-code published under the name of TACFN, arXiv:2305.02071, is this system.)
+code published under the name of TACFN, arXiv:2505.06536, is this system.)
 
 A step of vision is a slice of a 3-D convolution network's last map: `regions` vectors, one after the other. The
 scores see every step of the audio map, so that audio has `steps` frames: a shorter clip is followed by silence
