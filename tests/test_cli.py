@@ -556,6 +556,18 @@ def test_publish_with_the_results_of_other_runs(jmer, toys, tmp_path):
     assert evaluated(jmer, tmp_path, folder)[0]['metrics']['uar'] == pytest.approx(uars[0], abs=0.02)
 
 
+def test_a_card_of_figures_alone(jmer, toys, tmp_path):
+    folder = tmp_path / 'early' / 'toy'
+    assert jmer('publish', toys / 'seed0', folder, '--results', toys / 'seed0', '--store', 'none')[0] == 0
+    card = checkpoint.read_json(folder / 'card.json')
+    assert [path.name for path in folder.iterdir()] == ['card.json'] and len(card['results']) == 1
+    assert not {'standardisation', 'groups', 'params_sha256'} & set(card)
+    refused(
+        jmer('evaluate', folder, '--data', 'toy'), 'evaluate',
+        f'{folder}: a card of figures, without weights; they are made by: ' + card['command'],
+    )
+
+
 def test_results_of_another_recipe_are_not_published(jmer, toys, run, tmp_path):
     refused(
         jmer('publish', toys / 'seed0', tmp_path / 'out', '--results', toys / 'seed1', run),

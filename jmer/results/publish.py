@@ -30,6 +30,8 @@ def publish(run: str, folder: Path, results: Iterable[Path], store: str) -> dict
     if others:
         card |= summary(others)
     if store == 'none':
+        # What is of use beside weights alone, and is most of a card.
+        card = {key: value for key, value in card.items() if key not in ('standardisation', 'groups')}
         checkpoint.write_json(folder / 'card.json', card)
         return checkpoint.plain(card)
     return checkpoint.publish(folder, variables, card, store)

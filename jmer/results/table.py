@@ -161,7 +161,7 @@ def _section(key: tuple[str, str, str], rows: Sequence[Row]) -> str:
     tested = sorted((row for row in rows if row.runs), key=lambda row: _rank(row, lead))
     parts = [f'## {corpus}: {target}\n']
     if tested:
-        parts += [_table(_columns(tested, lead, kind)), *_gaps(tested, lead), _commands(tested)]
+        parts += [_table(_columns(tested, lead, kind)), *_classes(tested), *_gaps(tested, lead), _commands(tested)]
     if untested := [f'`{row.name}`' for row in rows if not row.runs]:
         parts.append(f'Without test results: {", ".join(untested)}.\n')
     return '\n'.join(parts)
@@ -197,6 +197,19 @@ def _columns(rows: Sequence[Row], lead: str, kind: str) -> dict[str, list[str]]:
 def _ensemble(card: Mapping[str, Any], metric: str) -> str:
     value = (card.get('ensemble') or {}).get(metric)
     return '' if value is None else number(metric, value)
+
+
+def _classes(rows: Sequence[Row]) -> list[str]:
+    """The F1 of every class, of the rows that have it; nothing where two classes leave little to tell."""
+    names = rows[0].card['target'].get('names', ())
+    found = [(row.name, [run['per_class']['f1'] for run in row.runs]) for row in rows
+             if all('f1' in (run.get('per_class') or {}) for run in row.runs)]
+    if len(names) < 3 or not found:
+        return []
+    return ['F1 of each class, %:\n', _table({
+        'weights': [f'`{name}`' for name, _ in found],
+        **{name: [_figure([{'f1': run.get(name)} for run in runs], 'f1') for _, runs in found] for name in names},
+    })]
 
 
 def _gaps(rows: Sequence[Row], lead: str) -> list[str]:

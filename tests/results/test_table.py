@@ -89,6 +89,20 @@ def test_what_was_chosen_on_the_test_side_stands_apart(cards):
     assert '| `y/a`' not in printed
 
 
+def test_every_class_has_its_f1_where_there_are_several(cards):
+    def runs(*values):
+        return [{'accuracy': 0.5, 'per_class': {'f1': {'joy': value, 'fear': 0.0, 'calm': None}}} for value in values]
+
+    three = {'target': {'name': 'emotion', 'kind': 'class', 'names': ['joy', 'fear', 'calm']}}
+    folder = cards(gmu__c=card('c', runs=runs(0.5, 0.7)) | three, old__c=card('c', runs=[{'accuracy': 0.4}]) | three,
+                   two__d=card('d', runs=runs(0.5)))
+    text = table.render(folder)
+    section = text[text.index('F1 of each class, %:'):text.index('Commands')]
+    assert '| weights | joy | fear | calm |' in section
+    assert '| `gmu/c` | 60.0 ± 14.1 | 0.0 ± 0.0 |  |' in section
+    assert 'old/c' not in section and text.count('F1 of each class') == 1
+
+
 def test_a_run_without_a_figure_gives_no_mean_of_the_others(cards):
     runs = [{'accuracy': 0.5, 'uar': None}, {'accuracy': 0.7, 'uar': 0.9}]
     found = cells(table.render(cards(x__a=card('a', runs=runs))), 'x/a')
