@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jmer.types import Params
+from jmer.types import Params, Variables
 
 
 class Reader:
@@ -124,6 +124,11 @@ class Reader:
         """The `TextSubNet` of Justin1904's repositories as a `layers.subnet.LastStateNet`."""
         return {'lstm': self.lstm(f'{prefix}.rnn', None, hidden, 'l0'),
                 'linear': self.dense(f'{prefix}.linear_1', hidden, width)}
+
+    def feature_head(self, prefix: str, inputs: int | None, hidden: int, classes: int) -> Params:
+        """`<prefix>_1` to `<prefix>_3` of MMSA as a `layers.subnet.FeatureHead`."""
+        sizes = ((inputs, hidden), (hidden, hidden), (hidden, classes))
+        return {f'dense_{k}': self.dense(f'{prefix}_{k}', *size) for k, size in enumerate(sizes, 1)}
 
     def gru(self, prefix: str, inputs: int | None, width: int, suffix: str = '') -> Params:
         """One direction of one layer of `torch.nn.GRU` (`suffix` 'l0') as `layers.recurrent.GRU` keeps it.
@@ -253,12 +258,13 @@ class Reader:
             params[f'decode_{k}'] = self.dense(f'{prefix}.decoder_{block}.{2 * k}', up[k], up[k + 1])
         return params
 
-    def imagination_classifier(
-        self, prefix: str, widths: Sequence[int], classes: int, batch_norm: bool, dropout: bool
-    ) -> tuple[Params, Params]:
-        """MMIN's net C as `layers.imagination.Classifier`; the first of `widths` is that of what it reads.
+    def with_imagination_classifier(
+        self, others: Params, prefix: str, widths: Sequence[int], classes: int, batch_norm: bool, dropout: bool
+    ) -> Variables:
+        """These parameters, and beside them MMIN's net C as `layers.imagination.Classifier`, named 'classifier'.
 
-        Each layer takes two places in the authors' list, and one more each for normalisation and dropout.
+        The first of `widths` is that of what it reads. Each layer takes two places in the authors' list, and one
+        more each for normalisation and dropout.
         """
         params, statistics = {'out': self.dense(f'{prefix}.fc_out', widths[-1], classes)}, {}
         for k in range(len(widths) - 1):
@@ -267,7 +273,8 @@ class Reader:
             if batch_norm:
                 norm = self.batch_norm(f'{prefix}.module.{place + 2}', widths[k + 1])
                 params[f'norm_{k}'], statistics[f'norm_{k}'] = norm
-        return params, statistics
+        variables = {'params': others | {'classifier': params}}
+        return variables | ({'batch_stats': {'classifier': statistics}} if statistics else {})
 
     def turn_encoder(self, name: str, kind: str, width: int, base: int, layers: int) -> Params:
         """`linear_<name>`, `rnn_<name>`, `linear_<name>_` as the parameters of `layers.graph.TurnEncoder`."""

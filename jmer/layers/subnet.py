@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import LSTM
@@ -54,3 +55,26 @@ class LastStateNet(nn.Module):
         x = nn.Dropout(self.dropout, name='dropout')(x, deterministic=not train)
         x = nn.Dense(self.width, name='linear')(x)
         return jnp.where(jnp.any(stream.mask, -1)[:, None], x, 0.0)
+
+
+class FeatureHead(nn.Module):
+    """Features, and the scores that two more layers make of them (MMSA's heads of single streams).
+
+    Attributes:
+        hidden: width of the features.
+        classes: number of scores.
+        dropout: rate in front of the features' layer.
+    """
+
+    hidden: int
+    classes: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, 'b d'], *, train: bool
+    ) -> tuple[Float[Array, 'b {self.hidden}'], Float[Array, 'b {self.classes}']]:
+        x = Dropout(self.dropout, name='dropout')(x, train=train)
+        feature = nn.relu(nn.Dense(self.hidden, name='dense_1')(x))
+        x = nn.relu(nn.Dense(self.hidden, name='dense_2')(feature))
+        return feature, nn.Dense(self.classes, name='dense_3')(x)

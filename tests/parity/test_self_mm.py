@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jmer import own_labels
 from jmer.models.utterance import self_mm
 from jmer.types import Label, Output
 
@@ -74,13 +75,13 @@ def test_labels_are_made_as_the_authors_make_them(name):
     aux, h = fixture.section('aux'), fixture.hparams
     widths = tuple(aux[f'ulgm_e1b0_feat_{letter}'].shape[1] for letter in NAMES)
     model = self_mm.Model(1, hidden=widths)
-    memory = self_mm.start(model, aux['ulgm_labels_m'])
+    memory = own_labels.start(model, aux['ulgm_labels_m'])
     rule = {'zero_is_positive': not h['excludeZero']}
     for prefix, epoch, items, features in batches_of(aux):
         there = dict.fromkeys(NAMES.values(), jnp.ones(len(items), bool))
-        memory = self_mm.memory_after(memory, features, there, items, epoch, bound=h['H'], **rule)
+        memory = own_labels.memory_after(memory, features, there, items, epoch, bound=h['H'], **rule)
         for letter, ours in NAMES.items():
-            positive, negative, known = self_mm.centres(memory, ours, **rule)
+            positive, negative, known = own_labels.centres(memory, ours, **rule)
             assert known
             for kind, found in (('label', memory.labels[ours]), ('pos', positive), ('neg', negative)):
                 parity.assert_close_output(fixture, f'aux/{prefix}_{kind}_{letter}', found)
@@ -89,7 +90,7 @@ def test_labels_are_made_as_the_authors_make_them(name):
     items = np.arange(len(scores), dtype=np.int32)
     batch = fusion.batch_of(aux['ulgm_labels_m'][:len(scores), None],
                             **{stream: fusion.sequence(scores[:, None]) for stream in LETTERS})
-    batch = self_mm.with_labels(batch, memory, items)
+    batch = own_labels.with_labels(batch, memory, items)
     there = dict.fromkeys(NAMES.values(), batch.present)
     out = Output(scores, {'alone': dict.fromkeys(LETTERS, scores), 'there': there})
     for key, term in self_mm.loss(model, out, batch).items():
@@ -99,17 +100,17 @@ def test_labels_are_made_as_the_authors_make_them(name):
 def test_only_what_is_there_is_stored_and_labelled():
     """Neither a missing stream nor a row that pads the batch leaves a trace; labels of one side only stay."""
     model = self_mm.Model(1, hidden=(2, 2, 2, 2))
-    memory = self_mm.start(model, np.array([1.0, -1.0, 2.0], np.float32))
+    memory = own_labels.start(model, np.array([1.0, -1.0, 2.0], np.float32))
     memory = memory._replace(features={name: x + 1.0 for name, x in memory.features.items()})
     items, features = np.array([2, 0, 0], np.int32), dict.fromkeys(memory.features, 5 * jnp.ones((3, 2)))
     there = dict.fromkeys(memory.features, np.array([True, True, False])) | {
         'audio': np.array([False, True, False])}
-    after = self_mm.memory_after(memory, features, there, items, 2)
+    after = own_labels.memory_after(memory, features, there, items, 2)
     np.testing.assert_array_equal(after.features['text'][:, 0], [5, 1, 5])
     np.testing.assert_array_equal(after.features['audio'][:, 0], [5, 1, 1])
     assert all(np.isfinite(x).all() for x in after.labels.values())
 
-    same_side = self_mm.start(model, np.array([1.0, 1.0, 2.0], np.float32))
-    after = self_mm.memory_after(same_side, features, there, items, 2)
+    same_side = own_labels.start(model, np.array([1.0, 1.0, 2.0], np.float32))
+    after = own_labels.memory_after(same_side, features, there, items, 2)
     np.testing.assert_array_equal(after.labels['text'], same_side.labels['text'])
     np.testing.assert_array_equal(after.features['text'][:, 0], [5, 0, 5])

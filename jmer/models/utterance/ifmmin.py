@@ -243,8 +243,7 @@ def _shared_layer(reader: Reader, prefix: str, width: int) -> Params:
 
 
 def _with_classifier(reader: Reader, prefix: str, params: Params, inputs: int, model: Model) -> Variables:
-    classifier, statistics = reader.imagination_classifier(
-        prefix, (inputs, *model.hidden), model.classes, model.batch_norm, model.dropout > 0)
+    variables = reader.with_imagination_classifier(
+        params, prefix, (inputs, *model.hidden), model.classes, model.batch_norm, model.dropout > 0)
     reader.close()
-    variables = {'params': params | {'classifier': classifier}}
-    return variables | ({'batch_stats': {'classifier': statistics}} if statistics else {})
+    return variables

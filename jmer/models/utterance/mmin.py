@@ -179,7 +179,7 @@ def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     for ours, theirs in cascades[:1] if model.share_cascade else cascades:
         params[ours] = {f'block_{i}': reader.bottleneck(theirs, i, d, model.narrowing) for i in range(model.blocks)}
         params[ours] |= {f'transition_{k}': reader.dense(f'{theirs}.transition.{2 * k}', d, d) for k in (0, 1)}
-    return _with_classifier(reader, 'netC', params, model.blocks * model.narrowing[-1], model, model.dropout > 0)
+    return _with_classifier(reader, 'netC', params, model.blocks * model.narrowing[-1], model)
 
 
 def teacher_from_author(state: Mapping[str, Any], model: Model) -> Variables:
@@ -187,12 +187,11 @@ def teacher_from_author(state: Mapping[str, Any], model: Model) -> Variables:
     prefix = 'pretrained_encoder.'
     reader = Reader({key: value for key, value in state.items() if key.startswith(prefix)}, "mmin's teacher")
     params = {'encoders': reader.imagination_encoders(prefix, model.width, model.text_channels)}
-    return _with_classifier(reader, f'{prefix}netC', params, 3 * model.width, model, model.dropout > 0)
+    return _with_classifier(reader, f'{prefix}netC', params, 3 * model.width, model)
 
 
-def _with_classifier(reader: Reader, prefix: str, params: Params, inputs: int, model: Model, dropout: bool):
-    classifier, statistics = reader.imagination_classifier(
-        prefix, (inputs, *model.hidden), model.classes, model.batch_norm, dropout)
+def _with_classifier(reader: Reader, prefix: str, params: Params, inputs: int, model: Model) -> Variables:
+    variables = reader.with_imagination_classifier(
+        params, prefix, (inputs, *model.hidden), model.classes, model.batch_norm, model.dropout > 0)
     reader.close()
-    variables = {'params': params | {'classifier': classifier}}
-    return variables | ({'batch_stats': {'classifier': statistics}} if statistics else {})
+    return variables

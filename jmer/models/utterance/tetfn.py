@@ -5,9 +5,10 @@ MulT's cross-modal encoders. Audio and vision read text, and each other with tex
 finds in text is what is read. Memory encoders and a small network score all together; besides, the maximum
 over time of each stream is scored alone.
 
-Where this differs from the authors' code (in MMSA): padding is masked; a stream may be missing. The labels of
-a stream alone are, as in Self-MM, made during training by a generator that is not part of this file: a batch
-that has a target of the stream's name brings them, and else the head of a stream learns the utterance's target.
+The labels of a stream alone are, as in Self-MM, made during training: see `jmer.own_labels`, which has the loss, the
+stages and the memory.
+
+Where this differs from the authors' code (in MMSA): padding is masked; a stream may be missing.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jmer import losses
+from jmer import own_labels
 from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
@@ -25,6 +26,7 @@ from jmer.layers.conv import inside
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import LSTM
+from jmer.layers.subnet import FeatureHead
 from jmer.types import Array, Batch, Output, Params, Stream, Variables
 
 TAGS = ('deep fusion', 'cross-modality attention', 'transformer', 'recurrent', 'unaligned', 'missing modality')
@@ -77,12 +79,13 @@ class Model(Checked):
             last.append(memory(jnp.concatenate(read, -1), streams[name].mask, train=train, last=True)[:, 0])
 
         all_hidden, *own_hidden = self.hidden
-        feature, logits = self._head('all', jnp.concatenate(last, -1), all_hidden, train)
+        feature, logits = self._head('all', all_hidden)(jnp.concatenate(last, -1), train=train)
         features, alone = {'all': feature}, {}
         for name, hidden in zip(self.streams, own_hidden, strict=True):
             vector = pool(*streams[name], 'max')
-            features[name], alone[name] = self._head(name, vector, hidden, train)
-        return Output(logits, {'alone': alone, 'features': features})
+            features[name], alone[name] = self._head(name, hidden)(vector, train=train)
+        return Output(logits, {'alone': alone, 'features': features,
+                               'there': own_labels.presence(batch, self.streams)})
 
     def _project(self, name: str, stream: Stream, train: bool) -> Stream:
         position = self.streams.index(name)
@@ -115,14 +118,8 @@ class Model(Checked):
         return Encoder(self.heads, layers, attention_dropout, self.relu_dropout, self.residual_dropout,
                        self.embed_dropout, positions=positions, name=name)
 
-    def _head(
-        self, name: str, x: Float[Array, 'b d'], hidden: int, train: bool
-    ) -> tuple[Float[Array, 'b e'], Float[Array, 'b c']]:
-        """The features in front of the last two layers, and the scores."""
-        x = Dropout(self.dropout, name=f'dropout_{name}')(x, train=train)
-        feature = nn.relu(nn.Dense(hidden, name=f'head_{name}_1')(x))
-        x = nn.relu(nn.Dense(hidden, name=f'head_{name}_2')(feature))
-        return feature, nn.Dense(self.classes, name=f'head_{name}_3')(x)
+    def _head(self, name: str, hidden: int) -> FeatureHead:
+        return FeatureHead(hidden, self.classes, self.dropout, name=f'head_{name}')
 
     def _check(self) -> None:
         for field, count in (('streams', 3), ('states', 2), ('kernels', 2), ('hidden', 4)):
@@ -130,23 +127,7 @@ class Model(Checked):
                 raise ValueError(f'tetfn: {field}: found {getattr(self, field)}, expected {count} of them')
 
 
-def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
-    """The task's loss of the scores and of every stream's own.
-
-    With a target of its own a stream's (absolute) error weighs tanh |its target - the utterance's|.
-    """
-    common = {name: label for name, label in batch.labels.items() if name not in model.streams}
-    terms = {'label': losses.task(out.logits, common)}
-    for name, scores in out.aux['alone'].items():
-        there = jnp.any(batch.streams[name].mask, -1)
-        labels = {name: batch.labels[name]} if name in batch.labels else common
-        term = losses.task(scores, {k: v._replace(mask=v.mask & there) for k, v in labels.items()})
-        if name in batch.labels:
-            label, = common.values()
-            far = jnp.tanh(jnp.abs(batch.labels[name].value - label.value)).mean(-1)
-            term = term._replace(value=jnp.where(term.weight > 0, far, 0) * term.value)
-        terms[name] = term
-    return terms
+loss, stages, memory = own_labels.loss, own_labels.stages, own_labels.memory
 
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
@@ -166,8 +147,7 @@ def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
                 'trans_{}_with_{}.{}_mha'.format(*letters, part), layers, d)
     parts = (('all', 'fusion', 6 * d), (text, 'text', d), (audio, 'audio', d), (vision, 'video', d))
     for (name, theirs, inputs), hidden in zip(parts, model.hidden, strict=True):
-        for k, (a, b) in enumerate(((inputs, hidden), (hidden, hidden), (hidden, model.classes)), 1):
-            params[f'head_{name}_{k}'] = reader.dense(f'post_{theirs}_layer_{k}', a, b)
+        params[f'head_{name}'] = reader.feature_head(f'post_{theirs}_layer', inputs, hidden, model.classes)
     for name, letter in zip(model.streams, 'lav', strict=True):
         params[f'{name}_memory'] = reader.encoder(f'trans_{letter}_mem', LAYERS, 2 * d)
     reader.close()
