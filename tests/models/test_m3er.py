@@ -144,3 +144,25 @@ def test_real_values_are_refused():
     real = {'emotion': Label(np.zeros((3, 1), np.float32), np.ones(3, bool))}
     with pytest.raises(ValueError, match='m3er: label: found values of type float32, expected class indices'):
         m3er.loss(MODEL, compiled()(variables(), batch), batch._replace(labels=real))
+
+
+def equations(jaxpr):
+    """Of a program and of all programs within it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
+            inner = getattr(value, 'jaxpr', value)
+            if hasattr(inner, 'eqns'):
+                yield from equations(inner)
+
+
+def test_seeds_factorise_one_matrix_at_a_time():
+    """Batched calls of LAPACK can block one another on a CPU, so that a run of several seeds never ends."""
+    batch = agreeing(4)
+    variables = jax.eval_shape(lambda: MODEL.init(jax.random.key(0), batch, train=False))
+    seeds = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), variables)
+    program = jax.make_jaxpr(jax.vmap(lambda v: MODEL.apply(v, batch, train=False).logits))(seeds)
+    found = [(e.primitive.name, e.invars[0].aval.ndim) for e in equations(program.jaxpr)
+             if e.primitive.name in ('svd', 'eigh', 'lu', 'triangular_solve')]
+    assert {name for name, _ in found} == {'svd', 'eigh', 'lu', 'triangular_solve'}
+    assert all(axes == 2 for _, axes in found)

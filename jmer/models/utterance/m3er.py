@@ -31,6 +31,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import sequential_vmap
 from jaxtyping import Bool, Float
 
 from jmer import losses
@@ -44,6 +45,12 @@ from jmer.types import Array, Batch, Label, Output, Stream
 TAGS = ('deep fusion', 'data translation', 'joint representation', 'gated', 'recurrent', 'unaligned',
         'missing modality')
 LABELS = ('class',)
+
+# Seeds are trained by `jax.vmap`, and XLA's factorisations of several matrices at once can wait for one another
+# for ever on a CPU: one matrix after the other.
+_svd = sequential_vmap(lambda x: jnp.linalg.svd(x, full_matrices=False))
+_eigh = sequential_vmap(lambda x: jnp.linalg.eigh(x))
+_solve = sequential_vmap(lambda a, b: jnp.linalg.solve(a, b))
 
 
 class Model(Checked):
@@ -168,13 +175,13 @@ def canonical(
     x, y: correlations of the vectors with themselves. xy: with one another.
     """
     of_x, of_y = _whitening(x, ridge), _whitening(y, ridge)
-    u, _, v = jnp.linalg.svd(of_x.T @ xy @ of_y, full_matrices=False)
+    u, _, v = _svd(of_x.T @ xy @ of_y)
     return of_x @ u[:, :count], of_y @ v[:count].T
 
 
 def _whitening(correlation, ridge):
     """[d d] W with W^T (correlation + ridge) W = 1."""
-    values, vectors = jnp.linalg.eigh(correlation)
+    values, vectors = _eigh(correlation)
     return vectors * jax.lax.rsqrt(jnp.maximum(values, 0) + ridge)[None]
 
 
@@ -218,7 +225,7 @@ def translated(
         summed = jnp.zeros_like(own)
         for i in others:
             ridged = known.correlation[i][i] + ridge * jnp.eye(z[i].shape[-1])
-            summed += jnp.where(passed[:, i, None], z[i] @ jnp.linalg.solve(ridged, known.correlation[i][j]), 0)
+            summed += jnp.where(passed[:, i, None], z[i] @ _solve(ridged, known.correlation[i][j]), 0)
         count = sum((passed[:, i, None].astype(own.dtype) for i in others), jnp.zeros((len(own), 1)))
         expected.append(summed / jnp.maximum(count, 1))
     return expected
