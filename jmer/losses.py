@@ -416,11 +416,11 @@ def rank_n_contrast(
     pair = mask[:, None] & mask[None] & ~jnp.eye(len(x), dtype=bool)
     squares = jnp.square(x[:, None] - x[None]).sum(-1)
     near = -jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0) / temperature
-    top = jax.lax.stop_gradient(jnp.max(jnp.where(pair, near, -jnp.inf), -1, keepdims=True, initial=-1e30))
-    weight = jnp.exp(jnp.where(pair, near - top, -jnp.inf))
     farther = apart[:, None] >= apart[:, :, None] - slack
-    among = jnp.einsum('ijk,ik->ij', farther.astype(x.dtype), weight)
-    contrast = jnp.where(pair, top + jnp.log(jnp.where(pair, among, 1)) - near, 0)
+    # An item counts for itself: else a sum might be empty, and its logarithm without a gradient.
+    among = farther & pair[:, None] | jnp.eye(len(x), dtype=bool)[None]
+    total = jax.nn.logsumexp(jnp.broadcast_to(near[:, None], among.shape), -1, where=among)
+    contrast = jnp.where(pair, total - near, 0)
     return coupled(contrast.sum() / jnp.maximum(pair.sum(), 1), mask)
 
 

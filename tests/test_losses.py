@@ -416,3 +416,18 @@ def test_rank_n_contrast_is_the_sum_over_its_definition(kind):
     np.testing.assert_allclose(worth(losses.rank_n_contrast(x, label)), np.mean(terms), rtol=1e-5)
     slope = jax.grad(lambda x: worth(losses.rank_n_contrast(x, label)))(x)
     assert np.isfinite(slope).all() and (slope[~label.mask] == 0).all()
+
+
+def test_rank_n_contrast_of_items_far_apart():
+    """Where every share but the nearest would underflow."""
+    x = np.array([[0], [1], [1000], [1003]], np.float32)
+    label = Label(np.arange(4, dtype=np.float32)[:, None], np.ones(4, bool))
+    terms = []
+    for i in range(4):
+        near = -np.abs(x[i] - x)[:, 0].astype(np.float64) / 2
+        for j in {0, 1, 2, 3} - {i}:
+            among = [near[k] for k in range(4) if k != i and abs(k - i) >= abs(j - i)]
+            terms.append(np.logaddexp.reduce(among) - near[j])
+    value, slope = jax.value_and_grad(lambda x: worth(losses.rank_n_contrast(x, label)))(x)
+    np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+    assert np.isfinite(slope).all()
