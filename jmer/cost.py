@@ -1,8 +1,9 @@
 """What a computation costs: its floating-point operations, counted before it runs.
 
 Counted from the traced program, so that the figure depends on shapes alone and not on compiler or machine. A
-product of matrices [m k] and [k n] is 2 m k n operations, a convolution likewise; everything else is one
-operation for each element of its result (of its operand, for reductions). Loops count as often as they run.
+product of matrices [m k] and [k n] is 2 m k n operations, a convolution likewise, without the zeros that a stride
+puts between the numbers of its gradient; everything else is one operation for each element of its result (of its
+operand, for reductions). Loops count as often as they run. What no result depends on does not count.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 FREE = frozenset((
     'broadcast_in_dim', 'concatenate', 'convert_element_type', 'copy', 'device_put', 'dynamic_slice',
@@ -20,36 +22,40 @@ FREE = frozenset((
 """Primitives that move or draw numbers and compute nothing with them."""
 
 
-def flops(function: Callable[..., Any], *arguments: Any) -> int:
+def flops(function: Callable[..., Any], *arguments: Any, branch: Callable[..., int] = max) -> int:
     """Floating-point operations of `function(*arguments)`; arrays or their `jax.ShapeDtypeStruct`s will do.
 
-    The branches of a condition count as the dearest of them, a `while` loop of unknown length as one pass.
+    The branches of a condition count as the dearest of them, or as `branch` chooses; a `while` loop of unknown length
+    counts as one pass.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(used, branch)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_of(equation) for equation in jaxpr.eqns)
+def _count(jaxpr: core.Jaxpr, branch: Callable[..., int]) -> int:
+    return sum(_of(equation, branch) for equation in jaxpr.eqns)
 
 
-def _of(equation: core.JaxprEqn) -> int:
+def _of(equation: core.JaxprEqn, branch: Callable[..., int]) -> int:
     name, params = equation.primitive.name, equation.params
     if name == 'scan':
-        return params['length'] * _count(params['jaxpr'].jaxpr)
+        return params['length'] * _count(params['jaxpr'].jaxpr, branch)
     if name == 'while':
-        return _count(params['body_jaxpr'].jaxpr)
+        return _count(params['body_jaxpr'].jaxpr, branch)
     if name == 'cond':
-        return max(_count(branch.jaxpr) for branch in params['branches'])
-    inner = params.get('jaxpr') or params.get('call_jaxpr') or params.get('fun_jaxpr')
+        return branch(_count(one.jaxpr, branch) for one in params['branches'])
+    inner = next((params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr', 'call') if params.get(key)), None)
     if inner is not None:
-        return _count(getattr(inner, 'jaxpr', inner))
+        return _count(getattr(inner, 'jaxpr', inner), branch)
     result = sum(_size(x) for x in equation.outvars)
     if name == 'dot_general':
         (contracted, _), _ = params['dimension_numbers']
         return 2 * result * math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
     if name == 'conv_general_dilated':
         kernel = _shape(equation.invars[1])
-        return 2 * result * math.prod(kernel) // kernel[params['dimension_numbers'].rhs_spec[0]]
+        products = math.prod(kernel) // kernel[params['dimension_numbers'].rhs_spec[0]]
+        return 2 * result * products // math.prod(params['lhs_dilation'])
     if name in FREE:
         return 0
     return sum(_size(x) for x in equation.invars) if name.startswith(('reduce', 'cum', 'arg')) else result

@@ -41,6 +41,26 @@ def test_a_gradient_costs_about_three_times_the_forward_pass():
     assert 2.8 < ratio < 3.2
 
 
+def test_a_strided_convolution_has_a_gradient_without_zeros():
+    x, kernel = np.ones((2, 17, 3), np.float32), np.ones((5, 3, 6), np.float32)
+
+    def convolve(x):
+        return jax.lax.conv_general_dilated(x, kernel, (4,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC'))
+
+    once = cost.flops(convolve, x)
+    assert once < cost.flops(jax.grad(lambda x: convolve(x).sum()), x) < 1.5 * once
+
+
+def test_what_nobody_reads_costs_nothing_and_a_condition_what_its_branch_does():
+    assert cost.flops(lambda a, b: (a @ b, a.sum())[1], A, B) == 12
+
+    def either(a, b):
+        return jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: jnp.zeros((3, 5)))
+
+    dear, cheap = cost.flops(either, A, B), cost.flops(either, A, B, branch=min)
+    assert dear >= 120 and cheap < 30
+
+
 def test_custom_derivatives_are_seen_into():
     @jax.custom_vjp
     def product(a, b):
@@ -48,4 +68,9 @@ def test_custom_derivatives_are_seen_into():
 
     product.defvjp(lambda a, b: (a @ b, (a, b)), lambda kept, d: (d @ kept[1].T, kept[0].T @ d))
     assert cost.flops(product, A, B) == 120
-    assert cost.flops(jax.grad(lambda a, b: product(a, b).sum(), (0, 1)), A, B) >= 360
+    assert cost.flops(jax.grad(lambda a, b: jnp.square(product(a, b)).sum(), (0, 1)), A, B) >= 360
+
+
+def test_functions_with_a_batching_of_their_own_are_seen_into():
+    product = jax.custom_batching.sequential_vmap(lambda a, b: a @ b)
+    assert cost.flops(product, A, B) == 120

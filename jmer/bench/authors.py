@@ -20,7 +20,8 @@ class Timing(NamedTuple):
     code: their repository. seconds: of a step; None where theirs could not be measured.
     batch: items. streams: steps (turns of a dialogue) and width of each. classes: number of scores.
     fields: of our model, where they are not its defaults. kind: of the labels, as `losses.supervised` has them.
-    note: what is not the same on both sides.
+    note: what is not the same on both sides. part: of the system (`bench.parts`), where only that was measured.
+    complete: nothing is missing, so what is done only where something is counts for no operations.
     """
 
     code: str
@@ -31,6 +32,8 @@ class Timing(NamedTuple):
     fields: Mapping[str, Any] = {}
     kind: str = 'regression'
     note: str = ''
+    part: str = ''
+    complete: bool = False
 
 
 def _steps(count: int, **widths: int) -> dict[str, tuple[int, int]]:
@@ -72,7 +75,7 @@ UTTERANCES = {
                    {'text': (1, 768), 'audio': (50, 74), 'vision': (50, 35)}, note='BERT given, second stage'),
     'tetfn': Timing(MMSA, 0.508, 32, _steps(50, **BERT), note='BERT given'),
     'mag/gate': Timing('WasifurRahman/BERT_multimodal_transformer', 0.137, 32, _steps(50, **BERT), 1,
-                       {'layers': 0, 'dropout': 0.0}, note='the gate alone; ours with embeddings and pooler'),
+                       part='Gate', note='the gate alone'),
     'mag/bert': Timing(MMSA, 3.312, 8, {'text': (50, 1), 'audio': (50, 74), 'vision': (50, 35)}, 1,
                        {'vocabulary': 30522}),
     'lmr_cbt': Timing('skeletonNN/LMR-CBT', 0.341, 32, _steps(50, **COVAREP)),
@@ -93,7 +96,7 @@ UTTERANCES = {
     'mmin': Timing('AIM3-RUC/MMIN', 2.217, 128, FRAMES, 4, kind='class'),
     'ifmmin': Timing('ZhuoYulang/IF-MMIN', 2.957, 128, FRAMES, 4, kind='class'),
     'imder/complete': Timing('mdswyz/IMDer', 0.697, 32, _steps(50, text=768, audio=5, vision=20), 1,
-                             {'hide': (0.0, 0.0)}, note='nothing missing: no diffusion'),
+                             {'hide': (0.0, 0.0)}, note='nothing missing: no diffusion', complete=True),
     'imder/hidden': Timing('mdswyz/IMDer', 0.697 + 3 * (0.274 + 20 * 0.526), 32,
                            _steps(50, text=768, audio=5, vision=20), 1, {'hide': (1.0, 0.0)},
                            note='each stream hidden from a third: 3 score steps, 300 sampler steps; theirs less RCAN'),

@@ -81,9 +81,12 @@ def _labels(rng, timing: Timing, shape: tuple[int, ...]):
 
 
 def model_for(name: str, timing: Timing):
-    """Our model at these sizes."""
+    """Our model at these sizes, or the part of it that was measured."""
     from jmer import zoo
+    from jmer.bench import parts
 
+    if timing.part:
+        return getattr(parts, timing.part)()
     return zoo.create(model_of(name), classes=timing.classes, **timing.fields)
 
 
@@ -122,7 +125,8 @@ def compiled(name: str, timing: Timing) -> Program:
     assert sizes is not None
     moved = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     memory = moved + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
-    return Program(program, state, batch, cost.flops(step, state, batch, key), moved, memory, seconds)
+    flops = cost.flops(step, state, batch, key, branch=min if timing.complete else max)
+    return Program(program, state, batch, flops, moved, memory, seconds)
 
 
 def measure(name: str, timing: Timing, seconds: float = SECONDS) -> dict[str, Any]:

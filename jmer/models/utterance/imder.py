@@ -7,7 +7,7 @@ training some streams are hidden from some items, and what is drawn is compared 
 Streams are taken to be aligned: step t of one goes with step t of another. A missing stream gets the steps
 of those from which it is recovered; an item that has none at all stays empty. In evaluation the noise is
 always the same (`seed`), for every item of a batch: a step's own, however many there are. In training it
-is drawn for every item. The sampler runs only where a stream is missing from an item of the batch.
+is drawn for every item. Recovery runs only where a stream is missing from an item of the batch.
 
 Where this differs from the authors' code: padding is masked; what is missing is decided for every item and
 not for a whole batch; in training the streams that are hidden take turns, and one always stays. The
@@ -157,32 +157,47 @@ class Model(Checked):
         self, name: str, truth: Stream, hidden: Bool[Array, 'b'], seen: dict[str, Stream], key: PRNGKeyArray,
         train: bool,
     ) -> tuple[Stream, Recovery]:
-        """A stream as it is drawn from the others, and how well that goes where the truth is known."""
-        condition, net = self._condition(name, seen), score_network(self, f'score_{name}')
-        truth = truth._replace(x=jax.lax.stop_gradient(truth.x))
-        at, of_z, of_sample = jax.random.split(key, 3)
-        rows, hidden = jnp.arange(len(hidden)), hidden & jnp.any(condition.mask, -1)
-        t = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(at, row)))(rows)
-        score: Array = jnp.zeros(len(hidden))
-        if train or self.is_initializing():
-            z = diffusion.noise(of_z, *truth.x.shape)
-            t = t * (1 - diffusion.SOONEST) + diffusion.SOONEST
-            score = diffusion.score_matching(net, truth, condition, t, z, self.sigma)
-        wanted = jnp.any(condition.mask, -1) & ~jnp.any(seen[name].mask, -1)
-        noisy = self._sample(net, condition, jnp.any(wanted), of_sample, train)
+        """A stream as it is drawn from the others, and how well that goes where the truth is known.
 
-        wide = nn.Dense(2 * self.width, name=f'widen_{name}')(noisy)
-        wide = ResidualGroup(self.blocks, self.reduction, name=f'refine_{name}')(wide, condition.mask)
-        drawn = Stream(nn.Dense(self.width, name=f'narrow_{name}')(wide), condition.mask)
-        both = (truth.mask & drawn.mask)[..., None]
-        squares = jnp.sum(jnp.where(both, jnp.square(drawn.x - truth.x), 0), (1, 2))
+        Zeros, and no work, where no item of the batch misses what could be recovered.
+        """
+        condition = self._condition(name, seen)
+        possible = jnp.any(condition.mask, -1)
+        needed = jnp.any(possible & ~jnp.any(seen[name].mask, -1))
+        truth = truth._replace(x=jax.lax.stop_gradient(truth.x))
+
+        def draw(model: Model):
+            return model._draw(name, truth, condition, key, train)
+
+        def nothing(model: Model):
+            return jnp.zeros_like(condition.x), jnp.zeros_like(condition.x, shape=len(hidden))
+
+        x, score = draw(self) if self.is_initializing() else nn.cond(needed, draw, nothing, self)
+        both = (truth.mask & condition.mask)[..., None]
+        squares = jnp.sum(jnp.where(both, jnp.square(x - truth.x), 0), (1, 2))
         error = squares / (self.width * jnp.maximum(jnp.sum(both, (1, 2)), 1))
-        return drawn, Recovery(score, error, hidden)
+        return Stream(x, condition.mask), Recovery(score, error, hidden & possible)
+
+    def _draw(
+        self, name: str, truth: Stream, condition: Stream, key: PRNGKeyArray, train: bool
+    ) -> tuple[Float[Array, 'b t d'], Float[Array, 'b']]:
+        """What is drawn and made good, and the loss of the score network."""
+        net, rows = score_network(self, f'score_{name}'), jnp.arange(len(truth.x))
+        at, of_z, of_sample = jax.random.split(key, 3)
+        score: Array = jnp.zeros(len(rows))
+        if train or self.is_initializing():
+            t = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(at, row)))(rows)
+            t = t * (1 - diffusion.SOONEST) + diffusion.SOONEST
+            z = diffusion.noise(of_z, *truth.x.shape)
+            score = diffusion.score_matching(net, truth, condition, t, z, self.sigma)
+        wide = nn.Dense(2 * self.width, name=f'widen_{name}')(self._sample(net, condition, of_sample, train))
+        wide = ResidualGroup(self.blocks, self.reduction, name=f'refine_{name}')(wide, condition.mask)
+        return nn.Dense(self.width, name=f'narrow_{name}')(wide), score
 
     def _sample(
-        self, net: diffusion.ScoreNetwork, condition: Stream, needed: Bool[Array, ''], key: PRNGKeyArray, train: bool
+        self, net: diffusion.ScoreNetwork, condition: Stream, key: PRNGKeyArray, train: bool
     ) -> Float[Array, 'b t d']:
-        """What the score network draws, without gradient; zeros where no item of the batch needs any."""
+        """What the score network draws, without gradient."""
         b, t, d = condition.x.shape
         rows = b if train else 1
         if self.is_initializing():
@@ -198,12 +213,9 @@ class Model(Checked):
             own = jax.random.fold_in(key, i)
             return tuple(diffusion.noise(k, rows, t, d) for k in jax.random.split(own))
 
-        def draw():
-            start = jnp.broadcast_to(diffusion.noise(jax.random.fold_in(key, self.steps), rows, t, d), (b, t, d))
-            return diffusion.sample(score, Stream(start, condition.mask), condition, noises, steps=self.steps,
-                                    sigma=self.sigma)
-
-        return jax.lax.cond(needed, draw, lambda: jnp.zeros((b, t, d), condition.x.dtype))
+        start = jnp.broadcast_to(diffusion.noise(jax.random.fold_in(key, self.steps), rows, t, d), (b, t, d))
+        return diffusion.sample(score, Stream(start, condition.mask), condition, noises, steps=self.steps,
+                                sigma=self.sigma)
 
     def _fuse(self, full: dict[str, Stream], train: bool) -> tuple[Array, dict[str, Any]]:
         """Scores, and the last steps of what every stream has read of the others, as in MulT."""
