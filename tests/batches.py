@@ -83,6 +83,19 @@ def first(batch: Batch, garbage: float) -> Batch:
     return batch._replace(streams=streams, present=present, labels=labels)
 
 
+def alone(batch: Batch, row: int, garbage: float) -> Batch:
+    """The batch with one item: the others are absent, with garbage in their place."""
+    import jax
+
+    here = np.arange(len(batch.present)) == row
+
+    def only(x):
+        other = x.dtype.type(garbage if x.dtype.kind == 'f' else 0)
+        return np.where(here.reshape(-1, *[1] * (x.ndim - 1)), x, other)
+
+    return jax.tree.map(only, batch)
+
+
 def rows(batch: Batch, index) -> Batch:
     """Some items of a batch."""
     import jax

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 # Tests compile much and compute little; what they start inherits it.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false')
 
 import jax
 

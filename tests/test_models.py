@@ -35,7 +35,7 @@ CASES = {
     'cold_fusion': {'states': 2, 'layers': 1, 'width': 3, 'hidden': 4},
     'cross_attention_cnn': {'streams': ('vision', 'text'), 'widths': (3, 4), 'kernels': (3, 2), 'strides': (2, 1),
                             'text_widths': (3,), 'lstm': 2, 'heads': 2, 'hidden': 5},
-    'ctnet': {'streams': STREAMS, 'width': 4, 'heads': 2, 'hidden': 5},
+    'ctnet': {'streams': ('text', 'audio'), 'width': 4, 'heads': 2, 'hidden': 5},
     'dagerc': {'streams': STREAMS, 'hidden': 4, 'layers': 2, 'attention': 'past'},
     'deer': {'states': 2, 'width': 6, 'heads': 2, 'hidden': 5, 'layers': 1},
     'df_erc': {'width': 4},
@@ -74,8 +74,8 @@ CASES = {
     'mmim': {'states': (3, 2), 'widths': (4, 4), 'width': 5, 'audio_vision': True},
     'mmin': {'width': 3, 'text_channels': 2, 'narrowing': (4, 3), 'blocks': 2, 'hidden': (4,)},
     'mser3m': {'width': 4, 'heads': 1, 'hidden': 3},
-    'mult': {'streams': ('text', 'audio'), 'width': 8, 'heads': 2, 'layers': 2},
-    'multiemo': {'recurrent': ('text',), 'width': 4, 'heads': 2, 'layers': 2, 'hidden': 6, 'hidden_out': 5},
+    'mult': {'streams': ('text', 'audio'), 'width': 8, 'heads': 2, 'layers': 1},
+    'multiemo': {'recurrent': ('text',), 'width': 4, 'heads': 2, 'layers': 1, 'hidden': 6, 'hidden_out': 5},
     'rba_gcn': {'width': 4, 'base_width': 3, 'layers': 1},
     'rja': {'streams': ('text', 'vision'), 'steps': 12, 'regions': 2, 'width': 4, 'hidden': 3},
     'sacl_lstm': {'streams': STREAMS, 'width': 3, 'layers': 1, 'dropout': 0.0},
@@ -96,12 +96,12 @@ CASES = {
 PINS = {
     'arcface_interaction': 521, 'attcorr': 172, 'bclstm': 1235, 'camser': 1924, 'cauain': 735, 'cfn_esa': 2322,
     'cfn_sr': 567, 'cfnet_gfl': 803, 'cmcf_srnet': 1363, 'cmt_gru': 899, 'cmt_mser': 6174, 'cogmen': 1809,
-    'cold_fusion': 526, 'cross_attention_cnn': 674, 'ctnet': 2100, 'dagerc': 1551, 'deer': 403, 'df_erc': 783,
+    'cold_fusion': 526, 'cross_attention_cnn': 674, 'ctnet': 1275, 'dagerc': 1551, 'deer': 403, 'df_erc': 783,
     'dialoguegat': 720, 'dialoguegcn': 1053, 'dialoguernn': 1823, 'dst': 1653, 'dualgats': 919, 'dwformer': 4381,
     'early': 291, 'gcnet': 2844, 'gmu': 677, 'graphcfc': 1287, 'graphmft': 735, 'haucl': 1390, 'headfusion': 539,
     'ifmmin': 854, 'imder': 24213, 'jca': 377, 'late': 364, 'lfmim': 21534, 'lmf': 522, 'lmr_cbt': 3371, 'm3er': 557,
     'm3net': 362, 'mag': 1125, 'magnet': 130, 'mcfn': 1265, 'misa': 4863, 'mmdfn': 1199, 'mmer': 2416, 'mmfa_rnn': 867,
-    'mmgcn': 841, 'mmim': 891, 'mmin': 1242, 'mser3m': 327, 'mult': 9475, 'multiemo': 2531, 'rba_gcn': 509, 'rja': 1543,
+    'mmgcn': 841, 'mmim': 891, 'mmin': 1242, 'mser3m': 327, 'mult': 7731, 'multiemo': 1805, 'rba_gcn': 509, 'rja': 1543,
     'sacl_lstm': 999, 'sdt': 1600, 'sdtn': 652, 'sdumc': 944, 'se_attention': 327, 'self_mm': 402, 'shiftser': 6531,
     'tacfn': 719, 'tailor': 1999, 'tetfn': 9280, 'tfn': 917, 'timnet': 1236,
 }
@@ -128,13 +128,31 @@ def batch_of(name):
 
 
 @cache
+def shapes_of(model, name):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), batch_of(name), train=False))
+
+
+def filled(shapes):
+    """Random values everywhere, so that no zero bias and no unit scale hides a fault.
+
+    They are drawn here: to compile a model's own initialisation takes longer than all that is asked of it.
+    """
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        if leaf.ndim > 1:
+            values = noise / np.sqrt(leaf.size / leaf.shape[-1]) + 0.1 * np.abs(noise)
+        else:
+            values = 0.1 * np.abs(noise) + (path[-1].key in ('scale', 'var'))
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+@cache
 def variables_of(name):
-    """Random values everywhere, so that no zero bias and no unit scale hides a fault."""
-    variables = jax.jit(lambda key: model_of(name).init(key, batch_of(name), train=False))(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [x + 0.1 * jnp.abs(jax.random.normal(k, x.shape)) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+    return filled(shapes_of(model_of(name), name))
 
 
 @cache
@@ -148,10 +166,11 @@ def logits(name, batch: Batch):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_shapes_and_size(name):
-    batch = batch_of(name)
-    shapes = jax.eval_shape(lambda: model_of(name).init(jax.random.key(0), batch, train=False))
-    out = jax.eval_shape(lambda v: model_of(name).apply(v, batch, train=False), shapes)
-    assert out.logits.shape == (*batch.present.shape, batches.CLASSES)
+    """Of a batch of one item too, which a dropped axis would show in."""
+    shapes = shapes_of(model_of(name), name)
+    for batch in (batch_of(name), batches.rows(batch_of(name), [1])):
+        out = jax.eval_shape(compiled(name), shapes, batch)
+        assert out.logits.shape == (*batch.present.shape, batches.CLASSES)
     assert sum(x.size for x in jax.tree.leaves(shapes['params'])) == PINS[name]
 
 
@@ -185,7 +204,9 @@ def test_the_rest_of_the_batch_is_invisible(name):
     whole = logits(name, batch)
     order = np.array([2, 0, 1])
     np.testing.assert_allclose(logits(name, batches.rows(batch, order)), whole[order], atol=2e-5, rtol=1e-5)
-    np.testing.assert_allclose(logits(name, batches.rows(batch, [1])), whole[[1]], atol=2e-5, rtol=1e-5)
+    for garbage in (1e3, -7.0):
+        alone = logits(name, batches.alone(batch, 1, garbage))
+        np.testing.assert_allclose(alone[1], whole[1], atol=2e-5, rtol=1e-5)
 
 
 SPEECH = zoo.list_models('speech')
@@ -205,9 +226,9 @@ def test_missing_modalities_leave_no_trace(name, gone):
     assert np.abs(out - logits(name, batch)).max() > 1e-4, 'the missing streams were not used at all'
 
 
-@pytest.mark.parametrize('name', MODELS)
-def test_training_step(name):
-    """Every parameter is moved, padding moves none, and the state stays finite."""
+@cache
+def training(name):
+    """The compiled step of a model without dropout, what it gives of a loss alone, and the state it begins with."""
     import optax
 
     from jmer import losses, metrics
@@ -218,17 +239,37 @@ def test_training_step(name):
     loss = getattr(zoo.module(name), 'loss', None) or (
         lambda model, out, batch: {'label': losses.cross_entropy(out.logits, batch.labels['emotion'])})
     optimizer = optax.sgd(0.1)
-    step = jax.jit(make_step(model, objective(loss), optimizer,
-                             lambda out, batch: metric.sums(out.logits, batch.labels['emotion'])))
+    step = make_step(model, objective(loss), optimizer,
+                     lambda out, batch: metric.sums(out.logits, batch.labels['emotion']))
     params = variables.pop('params')
     state = TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
-    after, sums = step(state, batch_of(name), jax.random.key(0))
-    padded, _ = step(state, batches.pad(batch_of(name)), jax.random.key(0))
+    # Where nobody asks for gradients, they are not compiled.
+    return jax.jit(step), jax.jit(lambda *given: step(*given)[1]['loss']), state
 
+
+@pytest.mark.parametrize('name', MODELS)
+def test_training_step(name):
+    """Every parameter is moved, padding changes no loss, and the state stays finite."""
+    step, loss, state = training(name)
+    after, sums = step(state, batches.pad(batch_of(name)), jax.random.key(0))
     assert bool(sums['finite'])
     still = [jax.tree_util.keystr(path) for path, moved in jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda a, b: bool((a != b).any()), params, after.params)) if not moved]
-    assert still == UNMOVED.get(name, [])
+        jax.tree.map(lambda a, b: bool((a != b).any()), state.params, after.params)) if not moved]
+    # Not the same: of what only rounding moves, some moves.
+    assert set(still) <= set(UNMOVED.get(name, []))
+    unpadded = loss(state, batch_of(name), jax.random.key(0))
+    assert set(unpadded) == set(sums['loss'])
+    for term, found in unpadded.items():
+        np.testing.assert_allclose(sums['loss'][term], found, atol=2e-5, rtol=1e-4, err_msg=term)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', MODELS)
+def test_padding_moves_nothing(name):
+    """Neither a parameter nor the model's state."""
+    step, _, state = training(name)
+    after, padded = (step(state, batch, jax.random.key(0))[0]
+                     for batch in (batch_of(name), batches.pad(batch_of(name))))
     for a, b in zip(jax.tree.leaves((after.params, after.model_state)),
                     jax.tree.leaves((padded.params, padded.model_state)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
@@ -237,13 +278,15 @@ def test_training_step(name):
 UNMOVED: dict[str, list[str]] = {
     # Without dropout nothing is hidden that could be reconstructed.
     'gcnet': ["['reconstruct']['bias']", "['reconstruct']['kernel']"],
+    # What is the same for all turns is taken away by a softmax over keys, or by the norm behind the graph.
+    'cogmen': [f"['{name}']['bias']" for name in ('key', 'skip', 'value')],
     # Only the teacher of the second stage looks at what the last autoencoder imagines.
     'ifmmin': [f"['cascade']{layer}['{part}']" for layer in ("['block_1']['decode_0']", "['block_1']['decode_1']",
                "['transition_0']", "['transition_1']") for part in ('bias', 'kernel')],
     # Drawn once and never learnt.
     'imder': ["['score_audio']['frequencies']", "['score_text']['frequencies']"],
     # A turn of one vector is a sequence of one step: there is nothing to choose from.
-    'ctnet': [f"['{m}_from_{n}_0']['query']['{part}']" for m in sorted(STREAMS) for n in sorted(STREAMS)
+    'ctnet': [f"['{m}_from_{n}_0']['query']['{part}']" for m in ('audio', 'text') for n in ('audio', 'text')
               for part in ('bias', 'kernel')],
     # The batch does not tell which pictures are memes.
     'magnet': [f"['meme']['dense_{k}']['{part}']" for k in (0, 1) for part in ('bias', 'kernel')],
@@ -262,6 +305,7 @@ def dropouts(name, rate):
     return {field: rate for field, value in fields.items() if 'dropout' in field and isinstance(value, float)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 def test_eager_equals_compiled(name):
     with jax.disable_jit():
@@ -282,7 +326,8 @@ def test_dropout_draws_by_key(name):
                            mutable=['batch_stats'])[0].logits
 
     np.testing.assert_array_equal(run(0), run(0))
-    assert np.abs(np.asarray(run(0) - run(1))).max() > 1e-4
+    # Of a small case one draw may leave nothing alive.
+    assert max(np.abs(np.asarray(run(0) - run(seed))).max() for seed in (1, 2, 3)) > 1e-4
 
 
 CAUSAL = [name for name in zoo.list_models('dialogue') if hasattr(zoo.module(name).Model, 'causal')]
@@ -292,7 +337,7 @@ CAUSAL = [name for name in zoo.list_models('dialogue') if hasattr(zoo.module(nam
 def test_a_causal_model_ignores_the_future(name):
     """Later turns are changed, speakers and masks included: what was said of the earlier ones stays."""
     model, batch = model_of(name).clone(causal=True), batch_of(name)
-    variables = jax.jit(lambda key: model.init(key, batch, train=False))(jax.random.key(0))
+    variables = filled(shapes_of(model, name))
     run = jax.jit(lambda batch: model.apply(variables, batch, train=False).logits)
     before, now = run(batch), 3
     streams = {name: s._replace(x=np.where(np.arange(s.x.shape[1])[:, None] < now, s.x, s.x[::-1] + 1))

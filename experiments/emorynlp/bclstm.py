@@ -2,6 +2,7 @@
 
     jmer train emorynlp/bclstm --data DIR --seeds 3
 
+It does not see who speaks.
 Scenes of one line that stand in valid or test with the same words do not train.
 The protocol is `jmer.train.protocols.emorynlp`.
 """
@@ -12,5 +13,6 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.emorynlp(zoo.create('bclstm', classes=7, streams=('text',), width=128, hidden=128, layers=1,
-                                         dropout=0.5, input_dropout=0.3), rate=3e-3)
+    model = zoo.create('bclstm', classes=7, streams=('text',), width=128, hidden=128, layers=1, dropout=0.5,
+        input_dropout=0.3)
+    return protocols.emorynlp(model, rate=3e-3)

@@ -12,8 +12,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('bclstm', classes=7, streams=('text',), width=128, hidden=128, layers=1,
-        dropout=0.5, input_dropout=0.3))
+    model = zoo.create('bclstm', classes=7, streams=('text',), width=64, hidden=128, layers=1, dropout=0.5,
+        input_dropout=0.3)
+    return protocols.meld(model, rate=3e-3)
 
 
 def paper() -> Experiment:

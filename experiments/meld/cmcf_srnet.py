@@ -11,8 +11,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('cmcf_srnet', classes=7, streams=('text',), width=64, hidden=128, layers=1,
-        speakers=9, dropout=0.5))
+    model = zoo.create('cmcf_srnet', classes=7, streams=('text',), width=64, hidden=128, layers=1, speakers=9,
+        dropout=0.3)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

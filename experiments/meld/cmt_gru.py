@@ -12,7 +12,8 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('cmt_gru', classes=7, streams=('text',), width=96, dropout=0.5))
+    model = zoo.create('cmt_gru', classes=7, streams=('text',), width=64, dropout=0.5)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

@@ -11,8 +11,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('cogmen', classes=7, streams=('text',), transformer_hidden=256, layers=1,
-        speakers=9, dropout=0.5))
+    model = zoo.create('cogmen', classes=7, streams=('text',), transformer_hidden=256, layers=1, speakers=9,
+        dropout=0.3)
+    return protocols.meld(model)
 
 
 def paper() -> Experiment:

@@ -11,7 +11,8 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('dagerc', classes=7, streams=('text',), hidden=128, layers=2, dropout=0.5))
+    model = zoo.create('dagerc', classes=7, streams=('text',), hidden=96, layers=2, dropout=0.5)
+    return protocols.meld(model)
 
 
 def paper() -> Experiment:

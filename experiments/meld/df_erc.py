@@ -11,7 +11,8 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('df_erc', classes=7, streams=('text',), width=100, dropout=0.5))
+    model = zoo.create('df_erc', classes=7, streams=('text',), width=64, dropout=0.4)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

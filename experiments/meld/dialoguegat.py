@@ -11,7 +11,8 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('dialoguegat', classes=7, streams=('text',), width=64, hidden=64, dropout=0.5))
+    model = zoo.create('dialoguegat', classes=7, streams=('text',), width=64, hidden=64, dropout=0.3)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

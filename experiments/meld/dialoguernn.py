@@ -11,8 +11,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('dialoguernn', classes=7, streams=('text',), global_width=100, party_width=100,
-        dropout=0.5, input_dropout=0.3))
+    model = zoo.create('dialoguernn', classes=7, streams=('text',), global_width=64, party_width=64, width=64,
+        hidden=64, attention=False, dropout=0.5, input_dropout=0.3)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

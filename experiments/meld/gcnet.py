@@ -12,7 +12,8 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('gcnet', classes=7, streams=('text',), width=48, speakers=9, dropout=0.5))
+    model = zoo.create('gcnet', classes=7, streams=('text',), width=48, speakers=9, dropout=0.4)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

@@ -12,4 +12,5 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('gmu', classes=7, streams=('text',), hidden=128, dropout=0.5))
+    model = zoo.create('gmu', classes=7, streams=('text',), hidden=128, dropout=0.5)
+    return protocols.meld(model, rate=3e-3)

@@ -12,5 +12,6 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('late', classes=7, streams=('text',), rule='weighted', hidden=(128,),
-        pooling='mean', dropout=0.5))
+    model = zoo.create('late', classes=7, streams=('text',), rule='weighted', hidden=(256,), pooling='mean',
+        dropout=0.5)
+    return protocols.meld(model, rate=3e-3)

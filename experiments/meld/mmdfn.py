@@ -12,8 +12,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('mmdfn', classes=7, streams=('text',), party_weights=(1.5,), width=64, hidden=64,
-        layers=4, speakers=9, dropout=0.5))
+    model = zoo.create('mmdfn', classes=7, streams=('text',), party_weights=(1.5,), width=64, hidden=64, layers=4,
+        speakers=9, dropout=0.4)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

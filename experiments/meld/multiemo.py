@@ -15,8 +15,9 @@ COUNTS = (4710.0, 1205.0, 268.0, 683.0, 1743.0, 271.0, 1109.0)
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('multiemo', classes=7, streams=('text',), recurrent=('text',), width=80, layers=2,
-        hidden=160, hidden_out=80, dropout=0.5, label_weight=0.4, contrast_weight=0.3, temperature=1.4, focus=2.0))
+    model = zoo.create('multiemo', classes=7, streams=('text',), recurrent=('text',), width=80, layers=2, hidden=160,
+        hidden_out=80, dropout=0.2, label_weight=0.4, contrast_weight=0.3, temperature=1.4, focus=2.0)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

@@ -11,8 +11,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('rba_gcn', classes=7, streams=('text',), recurrent=('gru',), width=64,
-        base_width=128, speakers=9, dropout=0.5))
+    model = zoo.create('rba_gcn', classes=7, streams=('text',), recurrent=('gru',), width=64, base_width=128,
+        speakers=9, dropout=0.4)
+    return protocols.meld(model, rate=2e-3)
 
 
 def paper() -> Experiment:

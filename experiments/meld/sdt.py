@@ -11,8 +11,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('sdt', classes=7, streams=('text',), width=96, heads=4, speakers=9,
-        learned_gates=False, temperature=8.0))
+    model = zoo.create('sdt', classes=7, streams=('text',), width=96, heads=4, speakers=9, learned_gates=False,
+        dropout=0.2, temperature=8.0)
+    return protocols.meld(model, rate=3e-3)
 
 
 def paper() -> Experiment:

@@ -11,8 +11,8 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.meld(zoo.create('sdtn', classes=7, streams=('text',), width=96, state_width=96, hidden=96,
-        dropout=0.5))
+    model = zoo.create('sdtn', classes=7, streams=('text',), width=64, state_width=64, hidden=96, dropout=0.5)
+    return protocols.meld(model)
 
 
 def paper() -> Experiment:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmer.layers.dropout import drop, keep_mask, keep_probability, seeds
 from jmer.layers.graph import softmax
+from jmer.layers.masked import multiply
 from jmer.layers.recurrent import gru_cell, gru_hidden, gru_params, recur
 from jmer.types import Array
 
@@ -68,12 +69,12 @@ class DialogueRNN(nn.Module):
         party = gru_params(self, inputs + self.global_width, self.party_width, 'party_')
         weights = {'global': gru_hidden(own), 'party': gru_hidden(party)}
         xs = {}
-        xs['global'], weights['global_party'] = _split(x, own)
-        xs['party'], weights['party_context'] = _split(x, party)
+        xs['global'], weights['global_party'] = _split(x, mask.T, own)
+        xs['party'], weights['party_context'] = _split(x, mask.T, party)
         start = {'global': jnp.zeros((batch, self.global_width), x.dtype)}
         if self.listeners:
             listener = gru_params(self, inputs + self.party_width, self.party_width, 'listener_')
-            xs['listener'], weights['listener_speaker'] = _split(x, listener)
+            xs['listener'], weights['listener_speaker'] = _split(x, mask.T, listener)
             weights['listener'] = gru_hidden(listener)
             start['parties'] = jnp.zeros((batch, self.listeners, self.party_width), x.dtype)
         widths = {'global': self.global_width, 'party': self.party_width} | self._attention(x, xs, weights)
@@ -120,7 +121,7 @@ class DialogueRNN(nn.Module):
     def _emotions(self, states, mask, keep):
         """The GRU over the speakers' states, [u b d]."""
         params = gru_params(self, self.party_width, self.width, 'emotion_')
-        gates = states @ params['input_kernel'] + params['bias'].reshape(1, 1, -1)
+        gates = multiply(states, params['input_kernel'], mask.T) + params['bias'].reshape(1, 1, -1)
         start = jnp.zeros((states.shape[1], self.width), states.dtype)
         given = {'present': mask.T[..., None]} | keep
         step = functools.partial(_emotion_step, rate=self.dropout)
@@ -137,10 +138,10 @@ class DialogueRNN(nn.Module):
                 for k, (name, shape) in enumerate(shapes.items())}
 
 
-def _split(x, params: Params) -> tuple[Array, Params]:
+def _split(x, mask, params: Params) -> tuple[Array, Params]:
     """What x adds to the gates of all turns, and the part of the kernel that reads what follows x."""
     kernel, inputs = params['input_kernel'], x.shape[-1]
-    return x @ kernel[:inputs] + params['bias'].reshape(1, 1, -1), {'kernel': kernel[inputs:]}
+    return multiply(x, kernel[:inputs], mask) + params['bias'].reshape(1, 1, -1), {'kernel': kernel[inputs:]}
 
 
 def _step(linear, carry, x, given, memory, *, kind, rate):

@@ -9,6 +9,7 @@ Systems with one node for every modality of a turn use `ModalGraph`: there, edge
 same modality and to other modalities of the same turn, and nowhere else.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -341,33 +342,21 @@ class GraphAttention(nn.Module):
         """Scores of GATv2, [b m t s h] and [b m n u h], offset by offset.
 
         A product of turns, turns and features does not fit where dialogues are long, so that only the
-        scores of the window are computed, and their parts once more in the backward pass.
+        scores of the window are computed.
         """
         turns = sent.shape[2]
         past, future = (turns - 1 if n < 0 else min(n, turns - 1) for n in (self.past, self.future))
-        told = None if table is None else table.reshape(-1, self.heads, self.width)
-
-        def score(left, right, edge=0.0):
-            return jnp.sum(kernel.reshape((1,) * (right.ndim - 2) + kernel.shape) * _leaky(left + right + edge), -1)
-
-        def offset(number, inputs):
-            shift, ids = inputs
-            left = jax.lax.dynamic_slice_in_dim(padded, shift, turns, axis=2)
-            return number, score(left, asked) if told is None else score(left, asked, told[ids][:, None])
-
-        padded = jnp.pad(sent, ((0, 0), (0, 0), (past, future), (0, 0), (0, 0)))
-        t, s = jnp.arange(turns)[:, None], jnp.arange(turns)[None]
-        at = jnp.clip(t + jnp.arange(-past, future + 1)[None], 0, turns - 1)            # [t k]
+        at = jnp.clip(jnp.arange(turns)[:, None] + jnp.arange(-past, future + 1)[None], 0, turns - 1)            # [t k]
         ids = jnp.zeros((1, turns, turns), jnp.int32) if relation is None else jnp.asarray(relation)
         ids = jnp.moveaxis(jnp.take_along_axis(ids, at[None], axis=2), -1, 0)
-        shifts = jnp.arange(past + future + 1)
-        band = jax.lax.scan(jax.checkpoint(offset), None, (shifts, ids))[1]             # [k b m t h]
-        where = jnp.clip(s - t + past, 0, past + future)[None, None, :, :, None]
-        within = jnp.take_along_axis(jnp.moveaxis(band, 0, 3), where, axis=3)
-        edge = 0.0 if told is None else told[-1].reshape(1, 1, 1, 1, *kernel.shape)
-        across = score(sent[:, None], asked[:, :, None], edge)
-        if told is not None:
-            own = score(sent, asked, self._own_vectors(graph, relation, table).reshape(sent.shape))
+        kernel = kernel.astype(sent.dtype)
+        told = jnp.zeros_like(kernel)[None] if table is None else table.reshape(-1, *kernel.shape).astype(sent.dtype)
+        ids = jnp.broadcast_to(ids, (len(ids), len(sent), turns))
+        band = _band(past, sent, asked, told, kernel, ids)                               # [k b m t h]
+        within = _unrolled(band.transpose(1, 2, 4, 3, 0))[..., past:past + turns].transpose(0, 1, 3, 4, 2)
+        across = _score(sent[:, None] + asked[:, :, None] + told[-1].reshape(1, 1, 1, 1, *kernel.shape), kernel)
+        if table is not None:
+            own = _score(sent + asked + self._own_vectors(graph, relation, table).reshape(sent.shape), kernel)
             within = jnp.where(jnp.eye(turns, dtype=bool)[None, None, :, :, None], own[:, :, :, None], within)
         return ModalGraph(within, across)
 
@@ -382,6 +371,77 @@ class GraphAttention(nn.Module):
 
 def _leaky(x):
     return nn.leaky_relu(x, 0.2)
+
+
+def _score(z, kernel):
+    return jnp.sum(kernel.reshape((1,) * (z.ndim - 2) + kernel.shape) * _leaky(z), -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _band(past, sent, asked, told, kernel, ids):
+    """Scores kernel . leaky(sent_s + asked_t + told_i) for turns s = t - past + k, by k, [k b m t h].
+
+    ids: which row of `told` an edge takes, [k b t]. The backward pass computes the sums once more, offset by
+    offset. It leaves the kernel, a factor of all it adds up, to the end, and finds the kernel's own gradient
+    there: what it has added up is the slope times the gradient of the score, and the slope times a sum is leaky
+    of it.
+    """
+    return _band_forward(past, sent, asked, told, kernel, ids)[0]
+
+
+def _unrolled(band: Float[Array, '*b t k']) -> Float[Array, '*b t n']:
+    """Every row moved to the right by its number, zero around it; n = t + k - 1.
+
+    As a reshape: rows one longer than they end up are laid out one after the other. To pick the entries one by
+    one would be slow, and their gradient slower.
+    """
+    *front, turns, offsets = band.shape
+    rows = jnp.pad(band, [(0, 0)] * (len(front) + 1) + [(0, turns)]).reshape(*front, -1)
+    return rows[..., :-turns].reshape(*front, turns, turns + offsets - 1)
+
+
+def _band_sum(shift, ids, padded, asked, told):
+    return jax.lax.dynamic_slice_in_dim(padded, shift, asked.shape[2], axis=2) + asked + told[ids][:, None]
+
+
+def _band_padded(past, sent, ids):
+    return jnp.pad(sent, ((0, 0), (0, 0), (past, len(ids) - 1 - past), (0, 0), (0, 0)))
+
+
+def _band_forward(past, sent, asked, told, kernel, ids):
+    padded = _band_padded(past, sent, ids)
+
+    def offset(_, inputs):
+        shift, own = inputs
+        return None, _score(_band_sum(shift, own, padded, asked, told), kernel)
+
+    return jax.lax.scan(offset, None, (jnp.arange(len(ids)), ids))[1], (sent, asked, told, kernel, ids)
+
+
+def _band_backward(past, saved, dscores):
+    sent, asked, told, kernel, ids = saved
+    padded, (turns, *shape) = _band_padded(past, sent, ids), asked.shape[2:]
+
+    def offset(totals, inputs):
+        shift, own, dscore = inputs
+        z = _band_sum(shift, own, padded, asked, told)
+        d = jnp.where(z >= 0, 1, 0.2) * dscore[..., None]
+        dpadded, dasked, dtold = totals
+        there = jax.lax.dynamic_slice_in_dim(dpadded, shift, turns, axis=2)
+        dpadded = jax.lax.dynamic_update_slice_in_dim(dpadded, there + d, shift, axis=2)
+        kinds = jnp.broadcast_to(jax.nn.one_hot(own, len(told), dtype=d.dtype)[:, None], (*d.shape[:3], len(told)))
+        dtold += (kinds.reshape(-1, len(told)).T @ d.reshape(kinds[..., 0].size, -1)).reshape(told.shape)
+        return (dpadded, dasked + d, dtold), None
+
+    totals = jnp.zeros_like(padded), jnp.zeros_like(asked), jnp.zeros_like(told)
+    (dsent, dasked, dtold), _ = jax.lax.scan(offset, totals, (jnp.arange(len(ids)), ids, dscores))
+    pairs = (sent, dsent[:, :, past:past + turns]), (asked, dasked), (told, dtold)
+    dkernel = sum(jnp.sum((x * d).reshape(-1, *shape), 0) for x, d in pairs)
+    whole = kernel.reshape(1, 1, 1, *shape)
+    return *(d * whole for _, d in pairs[:2]), dtold * kernel[None], dkernel, None
+
+
+_band.defvjp(_band_forward, _band_backward)
 
 
 def speaker_pairs(speakers: Int[Array, 'b u'], count: int) -> Int[Array, 'b u u']:

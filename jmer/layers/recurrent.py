@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jmer.layers.masked import multiply
 from jmer.layers.pooling import pool
 from jmer.types import Array
 
@@ -177,7 +178,7 @@ class LSTM(nn.Module):
         hidden_kernel = self.param('hidden_kernel', init, (self.width, 4 * self.width))
         bias = self.param('bias', init, (4 * self.width,))
         present = mask[..., None]
-        gates = jnp.where(present, x, 0.0) @ input_kernel + bias.reshape(1, 1, -1)
+        gates = multiply(x, input_kernel, mask) + bias.reshape(1, 1, -1)
         start = jnp.zeros((2, self.width), gates.dtype)
         if self.learned_start:
             start = self.param('start', nn.initializers.normal(1.0), (2, self.width))
@@ -219,7 +220,7 @@ class GRU(nn.Module):
     ) -> Float[Array, 'b t {self.width}']:
         params = gru_params(self, x.shape[-1], self.width)
         present = mask[..., None]
-        gates = jnp.where(present, x, 0.0) @ params['input_kernel'] + params['bias'].reshape(1, 1, -1)
+        gates = multiply(x, params['input_kernel'], mask) + params['bias'].reshape(1, 1, -1)
         zero = jnp.zeros((x.shape[0], self.width), gates.dtype)
         return recur(_gru_step, {'hidden': gru_hidden(params)}, zero, gates.swapaxes(0, 1),
                      present.swapaxes(0, 1), reverse=self.reverse).swapaxes(0, 1)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from jmer.layers.attention import attend, visible
 from jmer.layers.dropout import Dropout, seeds
+from jmer.layers.masked import DENSE, MaskedDense
 from jmer.types import Array
 
 ACTIVATIONS: dict[str, Callable[..., Array]] = {'relu': nn.relu, 'gelu': functools.partial(nn.gelu, approximate=False)}
@@ -21,13 +22,13 @@ def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
 
 
 def recomputed(layer: type[nn.Module], *, keep_dense: bool) -> type[nn.Module]:
-    """A layer to be scanned that keeps its input for the gradient, or besides what its dense layers gave, and no more.
+    """A layer to be scanned that keeps its input for the gradient, or besides what its masked dense layers gave.
 
     All that a scanned layer keeps is copied, which on a CPU takes longer than to normalise or drop once more,
     and of long dialogues it is most of a step's memory.
     """
     policies = jax.checkpoint_policies
-    policy = policies.dots_with_no_batch_dims_saveable if keep_dense else policies.nothing_saveable
+    policy = policies.save_only_these_names(DENSE) if keep_dense else policies.nothing_saveable
     return nn.remat(layer, prevent_cse=False, policy=policy)
 
 
@@ -50,10 +51,11 @@ class Attention(nn.Module):
         if width % self.heads:
             raise ValueError(f'attention: width {width}, expected a multiple of {self.heads} heads')
         seed = seeds(self.make_rng('dropout')) if train and self.dropout else None
-        q = nn.Dense(width, name='query')(x)
-        k, v = jnp.split(nn.Dense(2 * width, name='key_value')(source), 2, axis=-1)
+        reading, read = (jnp.any(seen, axis) for axis in (2, 1))
+        q = MaskedDense(width, name='query')(x, reading)
+        k, v = jnp.split(MaskedDense(2 * width, name='key_value')(source, read), 2, axis=-1)
         y = attend(q, k, v, seen, heads=self.heads, rate=self.dropout, seed=seed)
-        return nn.Dense(width, name='attention_out')(y)
+        return MaskedDense(width, name='attention_out')(y, reading)
 
 
 class PostNormLayer(nn.Module):
@@ -91,13 +93,13 @@ class PostNormLayer(nn.Module):
             raise ValueError(f'transformer layer: width {width}, expected a multiple of {self.heads} heads')
         read, there = (x, mask) if source is None or source_mask is None else (source, source_mask)
         seed = seeds(self.make_rng('dropout')) if train and self.dropout else None
-        q = nn.Dense(width, name='query')(jnp.where(mask[..., None], x, 0))
-        k, v = jnp.split(nn.Dense(2 * width, name='key_value')(jnp.where(there[..., None], read, 0)), 2, axis=-1)
+        q = MaskedDense(width, name='query')(x, mask)
+        k, v = jnp.split(MaskedDense(2 * width, name='key_value')(read, there), 2, axis=-1)
         y = attend(q, k, v, visible(mask, there, causal=False), heads=self.heads, rate=self.dropout, seed=seed)
-        y = nn.Dense(width, name='attention_out')(y)
+        y = MaskedDense(width, name='attention_out')(y, mask)
         x = layer_norm('attention_norm', self.epsilon)(x + Dropout(self.dropout, name='dropout_1')(y, train=train))
-        y = ACTIVATIONS[self.activation](nn.Dense(self.hidden, name='expand')(x))
+        y = ACTIVATIONS[self.activation](MaskedDense(self.hidden, name='expand')(x, mask))
         y = Dropout(self.hidden_dropout, name='dropout_2')(y, train=train)
-        y = Dropout(self.dropout, name='dropout_3')(nn.Dense(width, name='contract')(y), train=train)
+        y = Dropout(self.dropout, name='dropout_3')(MaskedDense(width, name='contract')(y, mask), train=train)
         x = layer_norm('feedforward_norm', self.epsilon)(x + y)
         return jnp.where(mask[..., None], x, 0)

@@ -255,6 +255,27 @@ def test_graph_attention_without_relations_is_that_with_zeros():
     np.testing.assert_allclose(plain, told, atol=1e-6)
 
 
+@pytest.mark.parametrize(('past', 'future'), [(0, 0), (2, 1), (5, 5)])
+def test_a_band_of_scores_has_the_gradients_of_its_formula(past, future):
+    offsets = range(past + future + 1)
+    sent, asked, told, kernel = (jnp.asarray(RNG.normal(size=size), jnp.float32)
+                                 for size in ((2, 3, 6, 2, 4), (2, 3, 6, 2, 4), (3, 2, 4), (2, 4)))
+    ids = jnp.asarray(RNG.integers(0, 3, (len(offsets), 2, 6)))
+    weight = jnp.asarray(RNG.normal(size=(len(offsets), 2, 3, 6, 2)), jnp.float32)
+
+    def formula(sent, asked, told, kernel):
+        padded = jnp.pad(sent, ((0, 0), (0, 0), (past, future), (0, 0), (0, 0)))
+        sums = jnp.stack([padded[:, :, k:k + 6] + asked + told[ids[k]][:, None] for k in offsets])
+        return jnp.sum(weight * jnp.einsum('kbmthw,hw->kbmth', jnp.where(sums < 0, 0.2 * sums, sums), kernel))
+
+    def band(*parts):
+        return jnp.sum(weight * graph._band(past, *parts, ids))
+
+    parts = sent, asked, told, kernel
+    for found, true in zip(jax.grad(band, (0, 1, 2, 3))(*parts), jax.grad(formula, (0, 1, 2, 3))(*parts), strict=True):
+        np.testing.assert_allclose(found, true, atol=2e-4)
+
+
 def test_a_turn_encoder_of_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind: found 'rnn'"):
         graph.TurnEncoder(3, 4, 'rnn').init(jax.random.key(0), np.zeros((1, 2, 3), np.float32),

@@ -135,7 +135,10 @@ def test_every_recipe_shipped_can_be_read_and_overridden(name):
             assert override(recipe, [f'model.{field}={text}']) == recipe, (field, hint)
 
 
-@pytest.mark.parametrize('name', RECIPES)
+TRACED = [pytest.param(name, marks=pytest.mark.slow if ':' in name else ()) for name in RECIPES]
+
+
+@pytest.mark.parametrize('name', TRACED)
 def test_every_recipe_shipped_fits_its_corpus(name):
     """Its model reads the corpus's streams, and scores as many classes as the target has."""
     recipe = experiments.load(name)

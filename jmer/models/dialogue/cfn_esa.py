@@ -20,6 +20,7 @@ from jmer import losses
 from jmer.author import Reader, require_streams, stack
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout, keep_probability
+from jmer.layers.masked import MaskedDense
 from jmer.layers.pooling import turn_mask, turn_vectors
 from jmer.layers.recurrent import BiGRU, BiLSTM
 from jmer.layers.transformer import Attention, layer_norm, recomputed
@@ -74,11 +75,11 @@ class Model(Checked):
         layers = nn.scan(layer_type, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                          in_axes=nn.broadcast, length=self.layers)
         attention = layers(self.streams, self.heads, self.causal, self.dropout, train, name='layers')
-        join = nn.Dense(self.width, name='join')
+        join = MaskedDense(self.width, name='join')
 
         def fuse(name):
-            attended, _ = attention(read, there)
-            x = nn.relu(join(jnp.concatenate([attended[n] for n in self.streams], -1)))
+            attended, _ = attention(read, there, batch.present)
+            x = nn.relu(join(jnp.concatenate([attended[n] for n in self.streams], -1), batch.present))
             return Dropout(self.dropout, name=name)(x, train=train)
 
         fused = fuse('dropout_fused')
@@ -89,8 +90,8 @@ class Model(Checked):
 
     def _recur(self, batch: Batch, there: dict[str, Array], train: bool) -> dict[str, Array]:
         """Every stream read by the recurrent layers, which are shared: the streams pass them as one batch."""
-        x: Array = jnp.concatenate([nn.Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
-                                    for name in self.streams])
+        x: Array = jnp.concatenate([MaskedDense(self.width, name=f'project_{name}')(
+            turn_vectors(batch.streams[name]), there[name]) for name in self.streams])
         mask = jnp.concatenate([there[name] for name in self.streams])
         for k in range(self.recurrent_layers):
             layer = Recurrent(self.width, self.cell, self.residual, self.causal, self.recurrent_dropout,
@@ -118,11 +119,12 @@ class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b u d'], mask: Bool[Array, 'b u'], *, train: bool) -> Float[Array, 'b u d']:
         y = CELLS[self.cell](self.width, causal=self.causal, name='rnn')(x, mask, train=train)
-        y = Dropout(self.dropout, name='dropout_rnn')(nn.Dense(self.width, name='project')(y), train=train)
+        y = Dropout(self.dropout, name='dropout_rnn')(MaskedDense(self.width, name='project')(y, mask), train=train)
         if not self.residual:
             return y
         y = layer_norm('norm_rnn')(x + y)
-        return layer_norm('norm_feedforward')(x + y + FeedForward(self.dropout, name='feedforward')(y, train=train))
+        z = FeedForward(self.dropout, name='feedforward')(y, mask, train=train)
+        return layer_norm('norm_feedforward')(x + y + z)
 
 
 class Layer(nn.Module):
@@ -136,25 +138,25 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: dict[str, Float[Array, 'b u d']], there: dict[str, Bool[Array, 'b u']]
+        self, x: dict[str, Float[Array, 'b u d']], there: dict[str, Bool[Array, 'b u']], present: Bool[Array, 'b u']
     ) -> tuple[dict[str, Float[Array, 'b u d']], None]:
         main, *others = self.streams        # x has lost their order
-        own: dict[str, Array] = {name: layer_norm(f'norm_{name}')(h + self._read(name, h, name, h, there))
+        seen = {name: present[:, :, None] & mask[:, None] for name, mask in there.items()}
+        seen = {name: jnp.tril(mask) if self.causal else mask for name, mask in seen.items()}
+        own: dict[str, Array] = {name: layer_norm(f'norm_{name}')(h + self._read(name, h, name, h, seen))
                                  for name, h in x.items()}
-        found = [self._read(main, own[main], name, own[name], there) for name in others]
-        read: dict[str, Array] = {main: nn.relu(nn.Dense(x[main].shape[-1], name='join')(jnp.concatenate(found, -1)))}
-        read |= {name: self._read(name, own[name], main, own[main], there) for name in others}
+        found = jnp.concatenate([self._read(main, own[main], name, own[name], seen) for name in others], -1)
+        read: dict[str, Array] = {main: nn.relu(MaskedDense(x[main].shape[-1], name='join')(found, present))}
+        read |= {name: self._read(name, own[name], main, own[main], seen) for name in others}
         after = {}
         for name, h in x.items():
             y = layer_norm(f'norm_read_{name}')(h + own[name] + read[name])
-            z = FeedForward(self.dropout, name=f'feedforward_{name}')(y, train=self.train)
+            z = FeedForward(self.dropout, name=f'feedforward_{name}')(y, present, train=self.train)
             after[name] = layer_norm(f'norm_feedforward_{name}')(h + y + z)
         return after, None
 
-    def _read(self, name: str, x: Array, source: str, y: Array, there: dict[str, Array]) -> Array:
-        seen = jnp.broadcast_to(there[source][:, None], (*x.shape[:2], x.shape[1]))
-        seen = jnp.tril(seen) if self.causal else seen
-        read = Attention(self.heads, self.dropout, name=f'{name}_from_{source}')(x, y, seen, train=self.train)
+    def _read(self, name: str, x: Array, source: str, y: Array, seen: dict[str, Array]) -> Array:
+        read = Attention(self.heads, self.dropout, name=f'{name}_from_{source}')(x, y, seen[source], train=self.train)
         return Dropout(self.dropout, name=f'dropout_{name}_from_{source}')(read, train=self.train)
 
 
@@ -164,10 +166,10 @@ class FeedForward(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'b u d'], *, train: bool) -> Float[Array, 'b u d']:
-        h: Array = nn.relu(nn.Dense(2 * x.shape[-1], name='expand')(x))
+    def __call__(self, x: Float[Array, 'b u d'], mask: Bool[Array, 'b u'], *, train: bool) -> Float[Array, 'b u d']:
+        h: Array = nn.relu(MaskedDense(2 * x.shape[-1], name='expand')(x, mask))
         h = Dropout(self.dropout, name='dropout_expand')(h, train=train)
-        h = nn.Dense(x.shape[-1], name='contract')(h)
+        h = MaskedDense(x.shape[-1], name='contract')(h, mask)
         return Dropout(self.dropout, name='dropout_contract')(h, train=train)
 
 

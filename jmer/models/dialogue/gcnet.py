@@ -23,6 +23,7 @@ from jmer import losses
 from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.masked import MaskedDense
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiLSTM
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -71,7 +72,7 @@ class Model(Checked):
         pairs = self.speakers * speakers[:, :, None] + speakers[:, None, :]
         h = (self._network('temporal', x, graph.typed(edges, order, 3), edges, present, train)
              + self._network('speaker', x, graph.typed(edges, pairs, self.speakers**2), edges, present, train))
-        made = nn.Dense(sum(f.shape[-1] for f in features), name='reconstruct')(h)
+        made = MaskedDense(sum(f.shape[-1] for f in features), name='reconstruct')(h, present)
         aux = {'context': x, 'hidden': h, 'reconstruction': made, 'dropped': hidden}
         return Output(nn.Dense(self.classes, name='head')(h), aux)
 
@@ -97,7 +98,7 @@ class Model(Checked):
         if self.attention:
             seen = graph.window(present, -1, 0 if self.causal else -1)
             h = graph.MatchingAttention(name=f'{name}_attention')(h, seen)[0]
-        h = nn.relu(nn.Dense(d, name=f'{name}_out')(h))
+        h = nn.relu(MaskedDense(d, name=f'{name}_out')(h, present))
         return nn.Dropout(self.dropout, name=f'{name}_dropout')(h, deterministic=not train)
 
 

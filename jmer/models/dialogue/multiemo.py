@@ -25,6 +25,7 @@ from jmer.author import Reader, require_streams, stack
 from jmer.layers.checked import Checked
 from jmer.layers.dialogue_rnn import DialogueRNN
 from jmer.layers.dropout import Dropout
+from jmer.layers.masked import MaskedDense
 from jmer.layers.pooling import turn_mask, turn_vectors
 from jmer.layers.transformer import Attention, layer_norm, recomputed
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -82,7 +83,7 @@ class Model(Checked):
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         context = {name: self._context(name, batch, train) for name in self.streams}
         there = {name: turn_mask(batch.streams[name]) & batch.present for name in self.streams}
-        fused = {name: self._fuse(name, context, there, train) for name in self.streams}
+        fused = {name: self._fuse(name, context, there, batch.present, train) for name in self.streams}
         joined = nn.Dense(self.width, name='join')(jnp.concatenate(list(fused.values()), -1))
         h: Array = nn.relu(nn.Dense(self.hidden_out, name='hidden')(joined))
         h = Dropout(self.dropout, name='dropout_head')(h, train=train)
@@ -90,23 +91,28 @@ class Model(Checked):
         return Output(logits, {'fused': fused, 'joined': joined, 'there': there, 'context': context})
 
     def _context(self, name: str, batch: Batch, train: bool) -> Array:
-        x: Array = nn.Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
+        x: Array = MaskedDense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]), batch.present)
         if name not in self.recurrent:
             return x
         speakers = jnp.zeros(x.shape[:2], int) if batch.speakers is None else batch.speakers
         states = [self.recurrence(f'{name}_{way}')(x, speakers, batch.present, train=train)
                   for way in self.directions()]
-        x = nn.Dense(self.width, name=f'{name}_states')(jnp.concatenate(states, -1)) if len(states) > 1 else states[0]
+        x = states[0]
+        if len(states) > 1:
+            x = MaskedDense(self.width, name=f'{name}_states')(jnp.concatenate(states, -1), batch.present)
         return nn.relu(Dropout(self.dropout, name=f'dropout_{name}')(x, train=train))
 
-    def _fuse(self, name: str, context: dict[str, Array], there: dict[str, Array], train: bool) -> Array:
+    def _fuse(
+        self, name: str, context: dict[str, Array], there: dict[str, Array], present: Array, train: bool
+    ) -> Array:
         """A stream that has read the others through all layers, whose weights are stacked."""
         others = [other for other in self.streams if other != name]
         layer_type = recomputed(Layer, keep_dense=False)
         layers = nn.scan(layer_type, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-                         in_axes=(nn.broadcast, nn.broadcast), length=self.layers)
+                         in_axes=nn.broadcast, length=self.layers)
         layer = layers(self.heads, self.hidden, self.causal, self.dropout, train, name=f'{name}_layers')
-        return layer(context[name], [context[other] for other in others], [there[other] for other in others])[0]
+        sources, seen = [context[other] for other in others], [there[other] for other in others]
+        return layer(context[name], sources, seen, present)[0]
 
     def directions(self) -> tuple[str, ...]:
         return ('forward', 'backward') if self.bidirectional and not self.causal else ('forward',)
@@ -127,18 +133,23 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'b u d'], sources: list[Float[Array, 'b u d']], there: list[Bool[Array, 'b u']]
+        self,
+        x: Float[Array, 'b u d'],
+        sources: list[Float[Array, 'b u d']],
+        there: list[Bool[Array, 'b u']],
+        present: Bool[Array, 'b u'],
     ) -> tuple[Float[Array, 'b u d'], None]:
         def add(x, y, name):
             y = Dropout(self.dropout, name=f'dropout_{name}')(y, train=self.train)
             return layer_norm(f'norm_{name}')(x + y)
 
         for k, (source, mask) in enumerate(zip(sources, there, strict=True)):
-            seen = jnp.broadcast_to(mask[:, None], (*x.shape[:2], x.shape[1]))
+            seen = present[:, :, None] & mask[:, None]
             seen = jnp.tril(seen) if self.causal else seen
             y = Attention(self.heads, name=f'attention_{k}')(x, source, seen, train=self.train)
             x = add(x, y, f'attention_{k}')
-        y = nn.Dense(x.shape[-1], name='contract')(nn.relu(nn.Dense(self.hidden, name='expand')(x)))
+        y = nn.relu(MaskedDense(self.hidden, name='expand')(x, present))
+        y = MaskedDense(x.shape[-1], name='contract')(y, present)
         return add(x, y, 'feedforward'), None
 
 

@@ -21,6 +21,7 @@ from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import places, softmax, speakers_of
+from jmer.layers.masked import MaskedDense
 from jmer.layers.pooling import turn_mask, turn_vectors
 from jmer.layers.position import interleaved
 from jmer.layers.transformer import Attention, layer_norm
@@ -61,8 +62,8 @@ class Model(Checked):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         x, there = self._embed(batch)
-        gathered = {name: self._gather(name, x, there, train) for name in self.streams}
-        fused, shares = self._weigh(gathered, there)
+        gathered = {name: self._gather(name, x, there, batch.present, train) for name in self.streams}
+        fused, shares = self._weigh(gathered, there, batch.present)
         students = {name: self._student(name, h, train) for name, h in gathered.items()}
         logits = nn.Dense(self.classes, name='head')(fused)
         aux = {'students': students, 'there': there, 'streams': gathered, 'fused': fused, 'shares': shares}
@@ -75,26 +76,26 @@ class Model(Checked):
         if batch.speakers is not None:
             who = who + jnp.asarray(table)[speakers_of(batch, self.speakers)]
         there = {name: turn_mask(batch.streams[name]) & batch.present for name in self.streams}
-        x = {name: nn.Dense(self.width, use_bias=False, name=f'project_{name}')(turn_vectors(batch.streams[name])) + who
-             for name in self.streams}
+        x = {name: MaskedDense(self.width, use_bias=False, name=f'project_{name}')(
+            turn_vectors(batch.streams[name]), batch.present) + who for name in self.streams}
         return x, there
 
-    def _gather(self, name: str, x: dict[str, Array], there: dict[str, Array], train: bool) -> Array:
+    def _gather(self, name: str, x: dict[str, Array], there: dict[str, Array], present: Array, train: bool) -> Array:
         """A stream with what it has read, first of itself, then of the others."""
         found = []
         for source in (name, *(other for other in self.streams if other != name)):
             layer = Reading(self.heads, self.causal, self.dropout, name=f'{name}_from_{source}')
-            h = layer(x[name], x[source], there[source], train=train)
+            h = layer(x[name], x[source], present, there[source], train=train)
             gate = h
             if self.learned_gates:
-                gate = nn.Dense(self.width, use_bias=False, name=f'gate_{name}_from_{source}')(h)
+                gate = MaskedDense(self.width, use_bias=False, name=f'gate_{name}_from_{source}')(h, present)
             found.append(nn.sigmoid(gate) * h)
-        return nn.Dense(self.width, name=f'reduce_{name}')(jnp.concatenate(found, -1))
+        return MaskedDense(self.width, name=f'reduce_{name}')(jnp.concatenate(found, -1), present)
 
-    def _weigh(self, gathered: dict[str, Array], there: dict[str, Array]) -> tuple[Array, Array]:
+    def _weigh(self, gathered: dict[str, Array], there: dict[str, Array], present: Array) -> tuple[Array, Array]:
         """The streams' weighted sum, and the weights [m b u d]."""
         h = jnp.stack(list(gathered.values()))
-        scores = nn.Dense(self.width, use_bias=False, name='gate')(h)
+        scores = MaskedDense(self.width, use_bias=False, name='gate')(h, jnp.broadcast_to(present, h.shape[:-1]))
         mask = jnp.broadcast_to(jnp.stack(list(there.values()))[..., None], scores.shape)
         shares = softmax(scores, mask, axis=0)
         return jnp.sum(shares * h, 0), shares
@@ -113,9 +114,15 @@ class Reading(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'b u d'], source: Float[Array, 'b u d'], there: Bool[Array, 'b u'], *, train: bool
+        self,
+        x: Float[Array, 'b u d'],
+        source: Float[Array, 'b u d'],
+        present: Bool[Array, 'b u'],
+        there: Bool[Array, 'b u'],
+        *,
+        train: bool,
     ) -> Float[Array, 'b u d']:
-        seen = jnp.broadcast_to(there[:, None], (*x.shape[:2], x.shape[1]))
+        seen = present[:, :, None] & there[:, None]
         seen = jnp.tril(seen) if self.causal else seen
 
         def drop(name, y):
@@ -124,9 +131,9 @@ class Reading(nn.Module):
         x, source = drop('x', x), drop('source', source)
         y = Attention(self.heads, self.dropout, name='attention')(x, source, seen, train=train)
         x = x + drop('read', y)
-        y = nn.Dense(x.shape[-1], name='expand')(layer_norm('norm', 1e-6)(x))
+        y = MaskedDense(x.shape[-1], name='expand')(layer_norm('norm', 1e-6)(x), present)
         y = drop('hidden', nn.gelu(y, approximate=True))
-        return x + drop('out', nn.Dense(x.shape[-1], name='contract')(y))
+        return x + drop('out', MaskedDense(x.shape[-1], name='contract')(y, present))
 
 
 def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:

@@ -1,0 +1,17 @@
+"""CMCF-SRNet on EmoryNLP, the words of the transcripts (tf-idf along 256 directions). Seven emotions.
+
+    jmer train emorynlp/cmcf_srnet --data DIR --seeds 3
+
+Scenes of one line that stand in valid or test with the same words do not train.
+The protocol is `jmer.train.protocols.emorynlp`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    model = zoo.create('cmcf_srnet', classes=7, streams=('text',), width=64, hidden=128, layers=1, speakers=9,
+        dropout=0.4)
+    return protocols.emorynlp(model, rate=2e-3)

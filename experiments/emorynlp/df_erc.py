@@ -1,0 +1,16 @@
+"""DF-ERC on EmoryNLP, the words of the transcripts (tf-idf along 256 directions). Seven emotions.
+
+    jmer train emorynlp/df_erc --data DIR --seeds 3
+
+Scenes of one line that stand in valid or test with the same words do not train.
+The protocol is `jmer.train.protocols.emorynlp`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    model = zoo.create('df_erc', classes=7, streams=('text',), width=64, dropout=0.5)
+    return protocols.emorynlp(model, rate=2e-3)

@@ -1,0 +1,17 @@
+"""DialogueRNN on EmoryNLP, the words of the transcripts (tf-idf along 256 directions). Seven emotions.
+
+    jmer train emorynlp/dialoguernn --data DIR --seeds 3
+
+Scenes of one line that stand in valid or test with the same words do not train.
+The protocol is `jmer.train.protocols.emorynlp`.
+"""
+
+from jmer import zoo
+from jmer.train import protocols
+from jmer.train.experiment import Experiment
+
+
+def get() -> Experiment:
+    model = zoo.create('dialoguernn', classes=7, streams=('text',), global_width=64, party_width=64, width=64,
+        hidden=64, attention=False, dropout=0.5, input_dropout=0.3)
+    return protocols.emorynlp(model, rate=2e-3)

@@ -1,0 +1,141 @@
+"""Dense layers that leave padding out.
+
+A batch of dialogues, padded to the longest, is often more padding than turns. On a CPU, where a product of matrices
+takes as long as it has rows, the present steps are laid side by side in front of the others, in blocks, and blocks
+with nothing in them are skipped. How many steps are present is known when the program runs and not when it is
+compiled: shapes stay what they are.
+
+Elsewhere all rows are multiplied: a branch costs an accelerator more than a product, and to lay steps of several
+devices side by side, each would have to see them all.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_batching import sequential_vmap
+from jaxtyping import Bool, Float, Int
+
+from jmer.types import Array
+
+BLOCKS = 8
+LEAST_ROWS, LEAST_WIDTH = 512, 128
+"""Of fewer rows, or where the harmonic mean of the widths is less than twice this, moving rows costs too much."""
+DENSE = 'dense'
+"""What `multiply` gives, to those who choose what is kept for the backward pass."""
+
+
+class Rows(NamedTuple):
+    """All steps of a batch, n in a row, sorted into k blocks of r, the present ones in front.
+
+    number: which step each is. there: whether it is present. place: where in that order each step is.
+    """
+
+    number: Int[Array, 'k r']
+    there: Bool[Array, 'k r']
+    place: Int[Array, 'n']
+
+
+def rows_of(mask: Bool[Array, '*b t'], blocks: int = BLOCKS) -> Rows:
+    """The order of the steps that this mask makes."""
+    present = mask.reshape(-1)
+    before, count = jnp.cumsum(present), jnp.sum(present)
+    steps = jnp.arange(len(present))
+    place = jnp.where(present, before - 1, count + steps - before)
+    size = -(-len(present) // blocks)
+    number = jnp.zeros(blocks * size, steps.dtype).at[place].set(steps, unique_indices=True)
+    return Rows(number.reshape(blocks, size), (jnp.arange(blocks * size) < count).reshape(blocks, size), place)
+
+
+# Seeds are trained by `jax.vmap`, under which a condition is a choice between two results that are both computed.
+# One seed after the other, it stays a branch.
+@jax.custom_vjp
+@sequential_vmap
+def product(x: Float[Array, 'n d'], kernel: Float[Array, 'd e'], rows: Rows) -> Float[Array, 'n e']:
+    """x @ kernel where something is present, zero elsewhere."""
+    empty = jnp.zeros((rows.number.shape[1], kernel.shape[1]), jnp.result_type(x, kernel))
+
+    def block(_, own):
+        number, there = own
+        return None, jax.lax.cond(there[0], lambda: _pick(x, number, there) @ kernel, lambda: empty)
+
+    def packed():
+        made = jax.lax.scan(block, None, (rows.number, rows.there))[1]
+        return made.reshape(-1, kernel.shape[1])[rows.place]
+
+    return _unless_full(rows, packed, lambda: _cleared(x, rows) @ kernel)
+
+
+def _product_forward(x, kernel, rows):
+    return product(x, kernel, rows), (x, kernel, rows)
+
+
+def _product_backward(saved, dy):
+    x, kernel, rows = saved
+    # Each by itself: where x is data, nobody asks for its gradient, and that loop is left out.
+    return product(dy, kernel.T, rows).astype(x.dtype), _kernel_gradient(x, dy, rows).astype(kernel.dtype), None
+
+
+@sequential_vmap
+def _kernel_gradient(x, dy, rows):
+    def block(total, own):
+        number, there = own
+        return jax.lax.cond(there[0], lambda so_far: so_far + _pick(x, number, there).T @ dy[number],
+                            lambda so_far: so_far, total), None
+
+    def packed():
+        return jax.lax.scan(block, jnp.zeros((x.shape[1], dy.shape[1]), dy.dtype), (rows.number, rows.there))[0]
+
+    return _unless_full(rows, packed, lambda: _cleared(x, rows).T @ dy)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _pick(x, number, there):
+    return jnp.where(there[:, None], x[number], 0)
+
+
+def _cleared(x, rows):
+    return jnp.where((rows.place < rows.there.sum())[:, None], x, 0)
+
+
+def _unless_full(rows: Rows, packed: Callable[[], Array], full: Callable[[], Array]) -> Array:
+    """Either of two ways to the same; where no block is empty, nothing need be moved."""
+    return jax.lax.cond(rows.there[-1, 0], full, packed)
+
+
+def skips(rows: int, inputs: int, width: int) -> bool:
+    """Whether a product of these sizes is worth the search for rows that are not there: on one CPU."""
+    worth = rows >= LEAST_ROWS and inputs * width >= LEAST_WIDTH * (inputs + width)
+    return worth and jax.device_count() == 1 and jax.default_backend() == 'cpu'
+
+
+def multiply(
+    x: Float[Array, '*b t d'], kernel: Float[Array, 'd e'], mask: Bool[Array, '*b t']
+) -> Float[Array, '*b t e']:
+    """x @ kernel at the present steps, zero elsewhere."""
+    mask = jnp.asarray(mask)
+    if skips(mask.size, *kernel.shape):
+        y = product(x.reshape(-1, x.shape[-1]), kernel, rows_of(mask)).reshape(*mask.shape, -1)
+    else:
+        y = jnp.where(mask[..., None], x, 0) @ kernel
+    return checkpoint_name(y, DENSE)
+
+
+class MaskedDense(nn.Module):
+    """`nn.Dense` of the present steps; elsewhere it gives its bias. Attributes: width; use_bias."""
+
+    width: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '*b t d'], mask: Bool[Array, '*b t']) -> Float[Array, '*b t {self.width}']:
+        kernel = self.param('kernel', nn.initializers.lecun_normal(), (x.shape[-1], self.width))
+        y = multiply(x, kernel, mask)
+        if self.use_bias:
+            y += self.param('bias', nn.initializers.zeros, (self.width,)).reshape((1,) * mask.ndim + (-1,))
+        return y
