@@ -213,7 +213,8 @@ def table(figures: Mapping[str, Any]) -> Table:
     shown = Table('system', 'authors ms', 'jmer ms', 'median', 'ratio', 'GFLOP', 'MB', '% of roofline', 'note',
                   title='CPU time of a training step, one thread',
                   caption=f'ratio, geometric mean: {means}. Peak here: {peak["flops"] / 1e9:.0f} GFLOP/s in a product '
-                          f'of matrices, {peak["bytes"] / 1e9:.1f} GB/s through memory.')
+                          f'of matrices, {peak["bytes"] / 1e9:.1f} GB/s through memory. '
+                          'Operations count with the padding, which some systems leave out.')
     for name, found in figures['systems'].items():
         shown.add_row(name, *_cells(found))
     return shown
