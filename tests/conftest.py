@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 # Tests compile much and compute little; what they start inherits it.
-flags = ['--xla_backend_optimization_level=0']
-if version('jaxlib').startswith('0.10.'):       # a flag that is not known any more would end the process
-    flags.append('--xla_cpu_use_fusion_emitters=false')
-os.environ.setdefault('XLA_FLAGS', ' '.join(flags))
+# A flag that is not known any more would end the process.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0' + (
+    ' --xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''))
 
 import jax
 
