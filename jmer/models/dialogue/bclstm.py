@@ -32,6 +32,7 @@ class Model(Checked):
     hidden: width of the layer in front of the scores.
     layers: layers of the LSTM.
     attention: let every turn attend to the whole dialogue.
+    causal: read and attend to the turns so far only, in one direction.
     dropout: rate between LSTM layers and in front of the scores.
     input_dropout: rate on the features of the turns (0 in the authors' code).
     """
@@ -42,6 +43,7 @@ class Model(Checked):
     hidden: int = 100
     layers: int = 2
     attention: bool = False
+    causal: bool = False
     dropout: float = 0.25
     input_dropout: float = 0.0
 
@@ -49,7 +51,7 @@ class Model(Checked):
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         x: Array = jnp.concatenate([turn_vectors(batch.streams[name]) for name in self.streams], -1)
         x = nn.Dropout(self.input_dropout, name='dropout_input')(x, deterministic=not train)
-        x = BiLSTM(self.width, self.layers, self.dropout, name='lstm')(x, batch.present, train=train)
+        x = BiLSTM(self.width, self.layers, self.dropout, self.causal, name='lstm')(x, batch.present, train=train)
         aux = {'context': x}
         if self.attention:
             x, aux['attention'] = self._attend(x, batch.present)
@@ -62,6 +64,7 @@ class Model(Checked):
         queries = nn.Dense(x.shape[-1], name='attention')(x)
         scores = jnp.tanh(jnp.einsum('bud,bsd->bus', queries, x))
         both = mask[:, :, None] & mask[:, None, :]
+        both = jnp.tril(both) if self.causal else both
         # Scores lie within +-1, so a large finite number does: a row without turns stays finite.
         weights = jnp.where(both, jax.nn.softmax(jnp.where(both, scores, -1e4)), 0.0)
         return jnp.einsum('bus,bsd->bud', weights, x), weights
