@@ -137,10 +137,11 @@ def test_the_shipped_cards_render_as_they_say():
     assert paths
     for path in paths:
         stored = json.loads(path.read_text())
-        values = [run['accuracy'] for run in stored['results']]
+        lead = table.headline(stored)
+        values = [run[lead] for run in stored['results']]
         found = cells(text, '/'.join(path.parts[-3:-1]))
-        shown = found.get('accuracy, %', found.get('**accuracy, %**'))
-        assert shown.startswith(f'{100 * statistics.fmean(values):.1f}') and found['runs'] == str(len(values))
+        assert found[f'**{table.title(lead)}**'].startswith(table.number(lead, statistics.fmean(values)))
+        assert found['runs'] == str(len(values))
 
 
 def test_check_names_the_first_line_that_differs(cards, tmp_path_factory):
