@@ -62,7 +62,8 @@ def names_of(tree):
             for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow if name == 'imder' else ())
+                                  for name in NAMES])
 def test_every_stage_moves_what_it_says(name):
     chosen = experiment(name)
     target = corpus().spec.target('sentiment')
