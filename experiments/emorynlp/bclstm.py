@@ -16,3 +16,8 @@ def get() -> Experiment:
     model = zoo.create('bclstm', classes=7, streams=('text',), width=128, hidden=128, layers=1, dropout=0.5,
         input_dropout=0.3)
     return protocols.emorynlp(model, rate=3e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('bclstm', classes=7, streams=('text',)))

@@ -15,3 +15,8 @@ def get() -> Experiment:
     model = zoo.create('cmcf_srnet', classes=7, streams=('text',), width=64, hidden=128, layers=1, speakers=9,
         dropout=0.4)
     return protocols.emorynlp(model, rate=2e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('cmcf_srnet', classes=7, streams=('text',), speakers=9))

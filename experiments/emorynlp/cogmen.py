@@ -15,3 +15,8 @@ def get() -> Experiment:
     model = zoo.create('cogmen', classes=7, streams=('text',), transformer_hidden=256, layers=1, speakers=9,
         dropout=0.5)
     return protocols.emorynlp(model)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('cogmen', classes=7, streams=('text',), speakers=9), rate=1e-4)

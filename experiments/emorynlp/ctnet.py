@@ -14,3 +14,8 @@ from jmer.train.experiment import Experiment
 def get() -> Experiment:
     model = zoo.create('ctnet', classes=7, streams=('text',), width=64, hidden=64, speakers=9, dropout=0.4)
     return protocols.emorynlp(model, rate=2e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('ctnet', classes=7, streams=('text',), speakers=9))

@@ -14,3 +14,8 @@ from jmer.train.experiment import Experiment
 def get() -> Experiment:
     model = zoo.create('dagerc', classes=7, streams=('text',), hidden=64, layers=2, dropout=0.5)
     return protocols.emorynlp(model)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('dagerc', classes=7, streams=('text',), layers=2, dropout=0.1), rate=1e-4)

@@ -14,3 +14,8 @@ from jmer.train.experiment import Experiment
 def get() -> Experiment:
     model = zoo.create('df_erc', classes=7, streams=('text',), width=64, dropout=0.5)
     return protocols.emorynlp(model, rate=2e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('df_erc', classes=7, streams=('text',)))

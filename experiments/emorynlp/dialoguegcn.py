@@ -15,3 +15,8 @@ def get() -> Experiment:
     model = zoo.create('dialoguegcn', classes=7, streams=('text',), width=48, hidden=48, layers=1, speakers=9,
         attention=False, dropout=0.5)
     return protocols.emorynlp(model, rate=2e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('dialoguegcn', classes=7, streams=('text',), speakers=9), rate=3e-4)

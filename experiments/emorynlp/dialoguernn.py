@@ -15,3 +15,8 @@ def get() -> Experiment:
     model = zoo.create('dialoguernn', classes=7, streams=('text',), global_width=64, party_width=64, width=64,
         hidden=64, attention=False, dropout=0.5, input_dropout=0.3)
     return protocols.emorynlp(model, rate=2e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('dialoguernn', classes=7, streams=('text',)))

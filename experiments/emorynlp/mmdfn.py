@@ -16,3 +16,9 @@ def get() -> Experiment:
     model = zoo.create('mmdfn', classes=7, streams=('text',), party_weights=(1.5,), width=48, hidden=48, layers=4,
         speakers=9, dropout=0.5)
     return protocols.emorynlp(model)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('mmdfn', classes=7, streams=('text',), party_weights=(1.5,), speakers=9),
+        rate=5e-4)

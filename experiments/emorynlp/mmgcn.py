@@ -15,3 +15,8 @@ from jmer.train.experiment import Experiment
 def get() -> Experiment:
     model = zoo.create('mmgcn', classes=7, streams=('text',), width=48, hidden=48, speakers=9, dropout=0.5)
     return protocols.emorynlp(model, rate=2e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('mmgcn', classes=7, streams=('text',), speakers=9))

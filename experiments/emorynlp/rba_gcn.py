@@ -15,3 +15,8 @@ def get() -> Experiment:
     model = zoo.create('rba_gcn', classes=7, streams=('text',), recurrent=('gru',), width=48, base_width=64,
         speakers=9, dropout=0.5)
     return protocols.emorynlp(model)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('rba_gcn', classes=7, streams=('text',), recurrent=('gru',), speakers=9))

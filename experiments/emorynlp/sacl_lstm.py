@@ -16,3 +16,9 @@ def get() -> Experiment:
     model = zoo.create('sacl_lstm', classes=7, streams=('text',), width=48, layers=1, speakers=9, dropout=0.5,
         gamma=1.0, contrast_weight=0.1, contrast_scores=True)
     return protocols.emorynlp(model, rate=2e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('sacl_lstm', classes=7, streams=('text',), layers=1, speakers=9, gamma=1.0,
+        contrast_weight=0.1, contrast_scores=True), rate=1e-4)

@@ -15,3 +15,9 @@ def get() -> Experiment:
     model = zoo.create('sdt', classes=7, streams=('text',), width=96, heads=4, speakers=9, learned_gates=False,
         dropout=0.2, temperature=8.0)
     return protocols.emorynlp(model, rate=3e-3)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('sdt', classes=7, streams=('text',), speakers=9, learned_gates=False,
+        temperature=8.0), rate=1e-4)

@@ -14,3 +14,8 @@ from jmer.train.experiment import Experiment
 def get() -> Experiment:
     model = zoo.create('sdtn', classes=7, streams=('text',), width=64, state_width=64, hidden=64, dropout=0.5)
     return protocols.emorynlp(model)
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.emorynlp(zoo.create('sdtn', classes=7, streams=('text',)))

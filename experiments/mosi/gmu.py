@@ -13,3 +13,8 @@ from jmer.train.experiment import Experiment
 
 def get() -> Experiment:
     return protocols.mosi(zoo.create('gmu', classes=2, streams=('text', 'audio', 'vision'), hidden=128, dropout=0.5))
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return protocols.mosi(zoo.create('gmu', classes=2, streams=('text', 'audio', 'vision')))

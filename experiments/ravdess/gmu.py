@@ -6,6 +6,8 @@ Each fold: train on the other three, three speakers of which choose the epoch, t
 Log-mel frames, which jmer computes from any sound file, stand in where Whisper's are missing.
 """
 
+import dataclasses
+
 from jmer import zoo
 from jmer.data.splits import Protocol
 from jmer.train.experiment import Data, Experiment, Loss, Optimizer
@@ -24,3 +26,8 @@ def get() -> Experiment:
         epochs=40,
         monitor='nll',
     )
+
+
+def paper() -> Experiment:
+    """The authors' sizes."""
+    return dataclasses.replace(get(), model=zoo.create('gmu', classes=8, streams=STREAMS))

@@ -5,6 +5,8 @@
 Each fold: train on the other three, three speakers of which choose the epoch, the fold judges.
 """
 
+import dataclasses
+
 from jmer import zoo
 from jmer.data.splits import Protocol
 from jmer.train.experiment import Data, Experiment, Loss, Optimizer
@@ -23,3 +25,8 @@ def get() -> Experiment:
         epochs=20,
         monitor='nll',
     )
+
+
+def paper() -> Experiment:
+    """The authors' sizes, for CMU-MOSEI."""
+    return dataclasses.replace(get(), model=zoo.create('mult', classes=8, streams=STREAMS))
