@@ -44,136 +44,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """All commands; the options of each stand in front of what it does."""
     top = argparse.ArgumentParser(
         'jmer', description='A JAX model zoo for multimodal emotion recognition.', epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument('--version', action='version', version=version('jmer'))
     commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
-    def command(name: str, run: Callable, help: str, example: str, within=commands):
+    def command(name: str, run: Callable, options: Callable, help: str, example: str, within=commands) -> None:
         made = within.add_parser(name, help=help, description=help, epilog=f'example:\n  {example}',
                                  formatter_class=argparse.RawDescriptionHelpFormatter)
         made.set_defaults(run=run)
-        return made
+        options(made)
 
-    listing = command('list', list_, 'List the models of the zoo.', 'jmer list --tag gated')
-    listing.add_argument('--family', help='utterance, dialogue or speech: what goes in')
-    listing.add_argument('--tag', help="a word of the survey literature, such as 'late fusion'")
-
-    describing = command('describe', describe, 'Describe a model, published weights or a run, as JSON.',
-                         'jmer describe runs/toy/gmu')
-    describing.add_argument('what', metavar='NAME|CHECKPOINT|RUN')
-
-    training = command('train', train, 'Train an experiment, or go on with one that was interrupted.',
-                       'jmer train ravdess/gmu --data RAVDESS --set optimizer.rate=3e-4 epochs=20')
-    training.add_argument('experiments', nargs='+', metavar='EXPERIMENT',
-                          help="a recipe file, or '<dataset>/<model>'; ':paper' behind it for the authors' sizes; "
-                               'several are trained one after the other')
-    training.add_argument('--set', nargs='+', action='extend', default=[], metavar='a.b=c',
-                          help='options of the experiment to change')
-    training.add_argument('--data', type=Path, metavar='DIR', help="folder of the corpus, as its owners' have it")
-    training.add_argument('--workdir', type=Path, metavar='DIR', help='folder of the run (runs/<experiment>); '
-                                                                       'of several, the folder of their folders')
-    training.add_argument('--seeds', type=int, metavar='N', help='train N seeds in one program (1)')
-    training.add_argument('--folds', choices=('parts', 'groups'),
-                          help='let every part of the corpus judge once, or every group (speaker, video, dialogue)')
-    training.add_argument('--also-test-selected', action='store_true',
-                          help='keep apart what choosing the epoch on the test side would have given')
-    training.add_argument('--via', choices=('jit', 'pmap'), default='jit', help='how a step is compiled')
-    training.add_argument('--devices', type=int, metavar='N', help='use the first N devices (all)')
-    training.add_argument('--processes', metavar='HOST:PORT,COUNT,INDEX',
-                          help="one process of several: where process 0 listens, how many, which one; "
-                               "'auto' asks the cluster")
-
-    evaluating = command('evaluate', evaluate, 'Evaluate published weights or a finished run.',
-                         'jmer evaluate runs/ravdess/gmu --data RAVDESS --split test --json result.json')
-    evaluating.add_argument('checkpoint', metavar='CHECKPOINT|RUN')
-    evaluating.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
-    evaluating.add_argument('--split', default='test', metavar='S',
-                            help="'train', 'validation' or 'test' as in training, a part of the corpus such as "
-                                 "'fold3', or 'all' that is found (test)")
-    evaluating.add_argument('--json', type=Path, metavar='FILE', help='metrics and predictions')
-
-    predicting = command('predict', predict, 'Predict clips of your own, or a part of a corpus.',
-                         'jmer predict gmu/ravdess me.wav me.npz you.wav --json out.json')
-    predicting.add_argument('checkpoint', metavar='CHECKPOINT|RUN')
-    predicting.add_argument('inputs', nargs='+', metavar='INPUT',
-                            help='sound files, npz files of streams (files of one name are one clip); '
-                                 "or parts of the corpus, such as 'test' (see --split of evaluate)")
-    predicting.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
-    predicting.add_argument('--online', action='store_true',
-                            help='say of every turn of a conversation what was known when it was said')
-    predicting.add_argument('--json', type=Path, metavar='FILE', help='all probabilities')
-
-    for name, run, what in (('robustness', robustness, 'Measure how figures fall with what is missing or disturbed.'),
-                            ('contribution', contribution, 'Measure which modality does the work.')):
-        measuring = command(name, run, what, f'jmer {name} runs/ravdess/gmu --data RAVDESS')
-        measuring.add_argument('checkpoint', metavar='CHECKPOINT|RUN', help='the results go into the folder of a run, '
-                                                                            f'as {name}.json')
-        measuring.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
-        measuring.add_argument('--split', default='test', metavar='S', help='see --split of evaluate (test)')
-        measuring.add_argument('--json', type=Path, metavar='FILE', help='all figures')
-        if name == 'robustness':
-            measuring.add_argument('--noisy-audio', action='store_true',
-                                   help='also add noise to the sound files themselves')
-
-    comparing = command('compare', compare, 'Compare two systems on the test items they share.',
-                        'jmer compare runs/gmu runs/mult --json out.json')
-    comparing.add_argument('runs', nargs=2, type=Path, metavar='RUN', help='a run, or a folder of folds and seeds')
-    comparing.add_argument('--json', type=Path, metavar='FILE', help='all figures')
-
-    reporting = command('report', report_, 'Write one page on finished runs, with pictures.',
-                        'jmer report runs/gmu runs/mult --out report.html')
-    reporting.add_argument('runs', nargs='+', type=Path, metavar='RUN')
-    reporting.add_argument('--out', type=Path, default=Path('report.html'), metavar='FILE', help='(report.html)')
-    reporting.add_argument('--plots', type=Path, metavar='DIR', help='also the pictures, as PNG files')
-
-    listing = command('results', results, 'Write RESULTS.md from the cards in checkpoints/.',
-                      'jmer results --check')
-    listing.add_argument('folder', nargs='?', type=Path, default=Path(),
-                         help='that holds checkpoints/ and RESULTS.md (.)')
-    listing.add_argument('--check', action='store_true', help='only say whether it is in step with the cards')
-
+    command('list', list_, _list_options, 'List the models of the zoo.', 'jmer list --tag gated')
+    command('describe', describe, _describe_options, 'Describe a model, published weights or a run, as JSON.',
+            'jmer describe runs/toy/gmu')
+    command('train', train, _train_options, 'Train an experiment, or go on with one that was interrupted.',
+            'jmer train ravdess/gmu --data RAVDESS --set optimizer.rate=3e-4 epochs=20')
+    command('evaluate', evaluate, _evaluate_options, 'Evaluate published weights or a finished run.',
+            'jmer evaluate runs/ravdess/gmu --data RAVDESS --split test --json result.json')
+    command('predict', predict, _predict_options, 'Predict clips of your own, or a part of a corpus.',
+            'jmer predict gmu/ravdess me.wav me.npz you.wav --json out.json')
+    command('robustness', robustness, _robustness_options,
+            'Measure how figures fall with what is missing or disturbed.',
+            'jmer robustness runs/ravdess/gmu --data RAVDESS')
+    command('contribution', contribution, _contribution_options, 'Measure which modality does the work.',
+            'jmer contribution runs/ravdess/gmu --data RAVDESS')
+    command('compare', compare, _compare_options, 'Compare two systems on the test items they share.',
+            'jmer compare runs/gmu runs/mult --json out.json')
+    command('report', report_, _report_options, 'Write one page on finished runs, with pictures.',
+            'jmer report runs/gmu runs/mult --out report.html')
+    command('results', results, _results_options, 'Write RESULTS.md from the cards in checkpoints/.',
+            'jmer results --check')
     data = commands.add_parser('data', help='Look at a corpus.').add_subparsers(
         dest='data_command', required=True, metavar='COMMAND')
-    checking = command('check', check, 'Report what a corpus holds and what is wrong with it.',
-                       'jmer data check ravdess --data RAVDESS', within=data)
-    checking.add_argument('dataset', metavar='DATASET')
-    checking.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
-
-    publishing = command('publish', publish, 'Make weights to be shared from a finished run.',
-                         'jmer publish runs/gmu checkpoints/gmu/ravdess --results runs/fold0 runs/fold1')
-    publishing.add_argument('run_folder', metavar='RUN')
-    publishing.add_argument('folder', type=Path, metavar='FOLDER')
-    publishing.add_argument('--results', nargs='+', default=[], metavar='RUN',
-                            type=Path,
-                            help='runs of the same recipe (folds, seeds) whose test results go onto the card')
-    publishing.add_argument('--store', choices=('float32', 'float16', 'bfloat16', 'none'), default='float32',
-                            help="what the weights are stored as; 'none' writes the card alone (float32)")
-
-    importing = command('import-author', import_author, "Turn the authors' checkpoint of a model into jmer's weights.",
-                        'jmer import-author gmu gmu.pt --set classes=23 hidden=512 --out weights/gmu')
-    importing.add_argument('model', metavar='MODEL')
-    importing.add_argument('file', type=Path, metavar='CHECKPOINT',
-                           help='a .safetensors, .npz, .pt, .pth or .bin file; no code in it is run')
-    importing.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for the weights')
-    importing.add_argument('--set', nargs='+', action='extend', default=[], metavar='FIELD=VALUE',
-                           help="the model's fields, where the authors' differ from the defaults")
-    importing.add_argument('--key', default='', metavar='NAME',
-                           help="mapping of tensors to take, such as 'model', where the file has several")
-
-    benching = command('bench', bench, 'Measure what the figures of the documentation claim.',
-                       'jmer bench import first-step')
-    benching.add_argument('names', nargs='*', metavar='BENCHMARK', help='all that can run here if none is named')
-    benching.add_argument('--data', type=Path, metavar='DIR', help='folder of RAVDESS, for input-wait')
-    benching.add_argument('--systems', nargs='*', metavar='NAME',
-                          help="training steps at the authors' sizes beside their own code's, of all systems if none "
-                               'is named')
-    benching.add_argument('--turns', nargs='*', metavar='NAME',
-                          help='how training steps of conversation systems grow with the turns, likewise')
-    benching.add_argument('--json', type=Path, metavar='FILE', help='all figures of --systems or --turns')
+    command('check', check, _check_options, 'Report what a corpus holds and what is wrong with it.',
+            'jmer data check ravdess --data RAVDESS', within=data)
+    command('publish', publish, _publish_options, 'Make weights to be shared from a finished run.',
+            'jmer publish runs/gmu checkpoints/gmu/ravdess --results runs/fold0 runs/fold1')
+    command('import-author', import_author, _import_author_options,
+            "Turn the authors' checkpoint of a model into jmer's weights.",
+            'jmer import-author gmu gmu.pt --set classes=23 hidden=512 --out weights/gmu')
+    command('bench', bench, _bench_options, 'Measure what the figures of the documentation claim.',
+            'jmer bench import first-step')
     return top
+
+
+def _list_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('--family', help='utterance, dialogue or speech: what goes in')
+    it.add_argument('--tag', help="a word of the survey literature, such as 'late fusion'")
 
 
 def list_(options: argparse.Namespace) -> None:
@@ -182,6 +102,10 @@ def list_(options: argparse.Namespace) -> None:
     for name in zoo.list_models(options.family, options.tag):
         _console().print(f'[bold]{name:12}[/] {zoo.family(name):10} {zoo.about(name)}', highlight=False)
         _console().print(f'{"":23} {", ".join(zoo.module(name).TAGS)}', style='dim', highlight=False)
+
+
+def _describe_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('what', metavar='NAME|CHECKPOINT|RUN')
 
 
 def describe(options: argparse.Namespace) -> None:
@@ -229,6 +153,27 @@ def _brief(card: dict[str, Any]) -> dict[str, Any]:
     if 'groups' in card:
         short['groups'] = {name: f'{len(groups)} groups' for name, groups in card['groups'].items()}
     return short
+
+
+def _train_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('experiments', nargs='+', metavar='EXPERIMENT',
+                    help="a recipe file, or '<dataset>/<model>'; ':paper' behind it for the authors' sizes; "
+                         'several are trained one after the other')
+    it.add_argument('--set', nargs='+', action='extend', default=[], metavar='a.b=c',
+                    help='options of the experiment to change')
+    it.add_argument('--data', type=Path, metavar='DIR', help="folder of the corpus, as its owners' have it")
+    it.add_argument('--workdir', type=Path, metavar='DIR', help='folder of the run (runs/<experiment>); '
+                                                                 'of several, the folder of their folders')
+    it.add_argument('--seeds', type=int, metavar='N', help='train N seeds in one program (1)')
+    it.add_argument('--folds', choices=('parts', 'groups'),
+                    help='let every part of the corpus judge once, or every group (speaker, video, dialogue)')
+    it.add_argument('--also-test-selected', action='store_true',
+                    help='keep apart what choosing the epoch on the test side would have given')
+    it.add_argument('--via', choices=('jit', 'pmap'), default='jit', help='how a step is compiled')
+    it.add_argument('--devices', type=int, metavar='N', help='use the first N devices (all)')
+    it.add_argument('--processes', metavar='HOST:PORT,COUNT,INDEX',
+                    help="one process of several: where process 0 listens, how many, which one; "
+                         "'auto' asks the cluster")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -298,6 +243,15 @@ def _command(name: str, options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+def _evaluate_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('checkpoint', metavar='CHECKPOINT|RUN')
+    it.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
+    it.add_argument('--split', default='test', metavar='S',
+                    help="'train', 'validation' or 'test' as in training, a part of the corpus such as "
+                         "'fold3', or 'all' that is found (test)")
+    it.add_argument('--json', type=Path, metavar='FILE', help='metrics and predictions')
+
+
 def evaluate(options: argparse.Namespace) -> None:
     from jmer.train import report, use
 
@@ -305,6 +259,17 @@ def evaluate(options: argparse.Namespace) -> None:
     result = use.evaluate(options.checkpoint, options.data, options.split)
     report.print_result(result, _console())
     _write(options.json, result)
+
+
+def _predict_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('checkpoint', metavar='CHECKPOINT|RUN')
+    it.add_argument('inputs', nargs='+', metavar='INPUT',
+                    help='sound files, npz files of streams (files of one name are one clip); '
+                         "or parts of the corpus, such as 'test' (see --split of evaluate)")
+    it.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
+    it.add_argument('--online', action='store_true',
+                    help='say of every turn of a conversation what was known when it was said')
+    it.add_argument('--json', type=Path, metavar='FILE', help='all probabilities')
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -322,12 +287,27 @@ def predict(options: argparse.Namespace) -> None:
     _write(options.json, {'checkpoint': options.checkpoint, 'predictions': predictions})
 
 
+def _check_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('dataset', metavar='DATASET')
+    it.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
+
+
 def check(options: argparse.Namespace) -> int:
     from jmer.data import check
 
     report = check.check(options.dataset, options.data)
     check.show(report, _console())
     return 1 if report.problems else 0
+
+
+def _publish_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('run_folder', metavar='RUN')
+    it.add_argument('folder', type=Path, metavar='FOLDER')
+    it.add_argument('--results', nargs='+', default=[], metavar='RUN',
+                    type=Path,
+                    help='runs of the same recipe (folds, seeds) whose test results go onto the card')
+    it.add_argument('--store', choices=('float32', 'float16', 'bfloat16', 'none'), default='float32',
+                    help="what the weights are stored as; 'none' writes the card alone (float32)")
 
 
 def publish(options: argparse.Namespace) -> None:
@@ -338,11 +318,27 @@ def publish(options: argparse.Namespace) -> None:
           f'{card.get("params_sha256", "no weights")}')
 
 
+def _import_author_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('model', metavar='MODEL')
+    it.add_argument('file', type=Path, metavar='CHECKPOINT',
+                    help='a .safetensors, .npz, .pt, .pth or .bin file; no code in it is run')
+    it.add_argument('--out', type=Path, required=True, metavar='DIR', help='folder for the weights')
+    it.add_argument('--set', nargs='+', action='extend', default=[], metavar='FIELD=VALUE',
+                    help="the model's fields, where the authors' differ from the defaults")
+    it.add_argument('--key', default='', metavar='NAME',
+                    help="mapping of tensors to take, such as 'model', where the file has several")
+
+
 def import_author(options: argparse.Namespace) -> None:
     from jmer import importing
 
     card = importing.import_author(options.model, options.file, options.out, options.set, options.key)
     print(f'{options.out}: {card["model"]}, {card["parameters"]} parameters, {card["params_sha256"]}')
+
+
+def _compare_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('runs', nargs=2, type=Path, metavar='RUN', help='a run, or a folder of folds and seeds')
+    it.add_argument('--json', type=Path, metavar='FILE', help='all figures')
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -353,10 +349,23 @@ def compare(options: argparse.Namespace) -> None:
     _write(options.json, result)
 
 
+def _robustness_options(it: argparse.ArgumentParser) -> None:
+    _contribution_options(it)
+    it.add_argument('--noisy-audio', action='store_true', help='also add noise to the sound files themselves')
+
+
 def robustness(options: argparse.Namespace) -> None:
     from jmer.results import robustness
 
     _measure(options, robustness, noisy_audio=options.noisy_audio)
+
+
+def _contribution_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('checkpoint', metavar='CHECKPOINT|RUN',
+                    help='the results go into the folder of a run, under the name of the command')
+    it.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
+    it.add_argument('--split', default='test', metavar='S', help='see --split of evaluate (test)')
+    it.add_argument('--json', type=Path, metavar='FILE', help='all figures')
 
 
 def contribution(options: argparse.Namespace) -> None:
@@ -381,11 +390,23 @@ def _measure(options: argparse.Namespace, what, **how: Any) -> None:
     _write(options.json, found)
 
 
+def _report_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('runs', nargs='+', type=Path, metavar='RUN')
+    it.add_argument('--out', type=Path, default=Path('report.html'), metavar='FILE', help='(report.html)')
+    it.add_argument('--plots', type=Path, metavar='DIR', help='also the pictures, as PNG files')
+
+
 def report_(options: argparse.Namespace) -> None:
     from jmer.results import report
 
     report.write(options.runs, options.out, options.plots)
     print(options.out)
+
+
+def _results_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('folder', nargs='?', type=Path, default=Path(),
+                    help='that holds checkpoints/ and RESULTS.md (.)')
+    it.add_argument('--check', action='store_true', help='only say whether it is in step with the cards')
 
 
 def results(options: argparse.Namespace) -> None:
@@ -399,6 +420,17 @@ def results(options: argparse.Namespace) -> None:
     else:
         page.write_text(table.render(folder), 'utf-8')
     print(f'{page}: {"in step with" if options.check else "written from"} the cards')
+
+
+def _bench_options(it: argparse.ArgumentParser) -> None:
+    it.add_argument('names', nargs='*', metavar='BENCHMARK', help='all that can run here if none is named')
+    it.add_argument('--data', type=Path, metavar='DIR', help='folder of RAVDESS, for input-wait')
+    it.add_argument('--systems', nargs='*', metavar='NAME',
+                    help="training steps at the authors' sizes beside their own code's, of all systems if none "
+                         'is named')
+    it.add_argument('--turns', nargs='*', metavar='NAME',
+                    help='how training steps of conversation systems grow with the turns, likewise')
+    it.add_argument('--json', type=Path, metavar='FILE', help='all figures of --systems or --turns')
 
 
 def bench(options: argparse.Namespace) -> None:
