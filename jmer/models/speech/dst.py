@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jmer.author import Reader
+from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
@@ -30,7 +31,7 @@ from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('speech', 'transformer', 'multi-head attention')
 
-ACTIVATIONS = {'relu': nn.relu, 'gelu': lambda x: nn.gelu(x, approximate=False), 'tanh': jnp.tanh}
+ACTIVATIONS = {'relu': nn.relu, 'gelu': gelu, 'tanh': jnp.tanh}
 SHORTEST, LONGEST = 1.25, 25.0
 """Half windows of the first and the last head before training, in steps of 20 ms."""
 

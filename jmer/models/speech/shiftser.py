@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer.author import Reader
+from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
 from jmer.layers.graph import softmax
 from jmer.layers.pooling import pool
@@ -107,8 +108,7 @@ class Model(Checked):
         """A block of the CNN; only the second one's residual path is shifted."""
         d = x.shape[-1]
         y = Depthwise(self.kernel, name=f'depthwise_{i}')(x, mask)
-        y = nn.Dense(4 * d, name=f'expand_{i}')(layer_norm(f'norm_{i}')(y))
-        y = nn.Dense(d, name=f'contract_{i}')(nn.gelu(y, approximate=False))
+        y = self._perceptron(i, layer_norm(f'norm_{i}')(y), 4 * d)
         return y + (self._shifted(x, mask) if self.shift and i == 1 else x)
 
     def _transformer(self, i: int, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t d']:
@@ -119,8 +119,12 @@ class Model(Checked):
             relative = '' if self.positions == 'absolute' else self.positions
             attention = RelativeAttention(self.heads, self.length, relative, name=f'attention_{i}')
             x = layer_norm(f'attention_norm_{i}')(x + attention(x, mask))
-        y = nn.gelu(nn.Dense(self.expansion * x.shape[-1], name=f'expand_{i}')(x), approximate=False)
-        return layer_norm(f'feedforward_norm_{i}')(x + nn.Dense(x.shape[-1], name=f'contract_{i}')(y))
+        return layer_norm(f'feedforward_norm_{i}')(x + self._perceptron(i, x, self.expansion * x.shape[-1]))
+
+    def _perceptron(self, i: int, x: Float[Array, 'b t d'], hidden: int) -> Float[Array, 'b t d']:
+        """On rows: of [b t d] the gradients of the kernels would be made from transposed copies."""
+        y = nn.Dense(hidden, name=f'expand_{i}')(x.reshape(-1, x.shape[-1]))
+        return nn.Dense(x.shape[-1], name=f'contract_{i}')(gelu(y)).reshape(x.shape)
 
     def _check(self, x: Float[Array, 'b t d']) -> None:
         def fault(field: str, found: Any, expected: str) -> ValueError:
