@@ -2,7 +2,8 @@
 
     jmer train mosi/magnet --data DIR --seeds 3
 
-Utterances without their context. Vision stands for the picture; memes are not told.
+Utterances without their context. Vision stands for the picture; memes are not told. Where a corpus tells them,
+`--set data.also=meme` trains both tasks.
 The protocol is `jmer.train.protocols.mosi`.
 """
 

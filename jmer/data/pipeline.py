@@ -140,12 +140,14 @@ def pipeline(
     buckets: int = 1,
     process: tuple[int, int] = (0, 1),
     balance: float = 0.0,
+    also: Sequence[str] = (),
 ) -> Pipeline:
     """A pipeline over items. Raises ValueError for no items, or a batch that processes cannot share.
 
     buckets: shapes of the whole; items are sorted by their total steps and cut into so many equal parts.
     balance: power of the inverse frequency of its class by which an item is drawn, see `shares_of`; 0 draws
         every item once an epoch. ValueError for a negative one, and for a target that has no classes.
+    also: further targets that the batches tell.
     """
     if not items:
         raise ValueError(f'{spec.name}: there are no items to make batches of')
@@ -154,6 +156,7 @@ def pipeline(
     if buckets < 1:
         raise ValueError(f'buckets: found {buckets}, expected at least 1')
     known = spec.target(target) if target else None
+    told = [spec.target(name) for name in (*([target] if target else []), *also)]
     lengths = [sum(math.prod(item.streams[s].shape[:-1]) for s in streams if s in item.streams)
                for item in items]
     parts = np.array_split(np.argsort(lengths, kind='stable'), min(buckets, len(items)))
@@ -161,7 +164,7 @@ def pipeline(
     for part in parts:
         members = [items[k] for k in part]
         steps = common_steps(members, spec, streams)
-        made.append(Bucket(part, make_batch(members, spec, known, steps)._replace(items=part.astype(np.int32))))
+        made.append(Bucket(part, make_batch(members, spec, told, steps)._replace(items=part.astype(np.int32))))
     shares = shares_of(items, _classes(spec, known), balance) if balance else None
     return Pipeline(tuple(items), spec, target, batch_size, tuple(made), process, shares)
 
@@ -233,7 +236,7 @@ def common_steps(
 
 
 def make_batch(
-    items: Sequence[Item], spec: Spec, target: Target | None, steps: dict[str, tuple[int, ...]]
+    items: Sequence[Item], spec: Spec, targets: Sequence[Target], steps: dict[str, tuple[int, ...]]
 ) -> Batch:
     """Pads and stacks items; `steps` names the streams and the steps that each is padded to."""
     dialogue, size = spec.layout == 'dialogue', len(items)
@@ -249,7 +252,7 @@ def make_batch(
             speakers[row, :len(item.speakers)] = item.speakers
     padded = {name: _pad_stream(items, name, spec.stream(name).width, n, size)
               for name, n in steps.items()}
-    labels = {target.name: _pad_label(items, target, lead)} if target else {}
+    labels = {target.name: _pad_label(items, target, lead) for target in targets}
     return Batch(padded, present, labels, speakers)
 
 

@@ -274,21 +274,19 @@ def _ring(key, present):
     return place.at[order].set(jnp.where(there[order], order[following], order))
 
 
-def flip_labels(batch: Batch, key: jax.Array, rate: Level, classes: int) -> Batch:
-    """Each class label becomes, with probability `rate`, one of the other classes, all equally likely.
+def flip_labels(batch: Batch, key: jax.Array, rate: Level, target: str, classes: int) -> Batch:
+    """Each class of a target becomes, with probability `rate`, one of its other classes, all equally likely.
 
-    Raises ValueError for labels that are not classes.
+    Raises ValueError for a target that has no classes.
     """
-    labels = {}
-    for k, (name, label) in enumerate(sorted(batch.labels.items())):
-        value = jnp.asarray(label.value)
-        if not jnp.issubdtype(value.dtype, jnp.integer):
-            raise ValueError(f'label {name}: found {value.dtype}, expected class codes; only they can be flipped')
-        flip_key, other_key = jax.random.split(jax.random.fold_in(key, k))
-        flipped = jax.random.bernoulli(flip_key, rate, value.shape) & label.mask
-        other = (value + jax.random.randint(other_key, value.shape, 1, classes)) % classes
-        labels[name] = label._replace(value=jnp.where(flipped, other, value))
-    return batch._replace(labels=labels)
+    label = batch.labels[target]
+    value = jnp.asarray(label.value)
+    if not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(f'label {target}: found {value.dtype}, expected class codes; only they can be flipped')
+    flip_key, other_key = jax.random.split(key)
+    flipped = jax.random.bernoulli(flip_key, rate, value.shape) & label.mask
+    other = (value + jax.random.randint(other_key, value.shape, 1, classes)) % classes
+    return batch._replace(labels=batch.labels | {target: label._replace(value=jnp.where(flipped, other, value))})
 
 
 def _each(batch: Batch, key: jax.Array, change: Callable[[Stream, jax.Array], Stream]) -> Batch:

@@ -105,7 +105,7 @@ def augment_of(experiment: Experiment, target: Target) -> Callable[[Batch, jax.A
         if data.frame_drop:
             batch = transforms.drop_frames(batch, frame_key, data.frame_drop)
         if data.label_noise:
-            batch = transforms.flip_labels(batch, label_key, data.label_noise, len(target.names))
+            batch = transforms.flip_labels(batch, label_key, data.label_noise, target.name, len(target.names))
         return transforms.stand_in(batch, data.stand_ins)
 
     return augment

@@ -25,6 +25,8 @@ class Data:
     name: the corpus, see `jmer.data.load`.
     streams: the modalities that the model gets.
     target: what is recognised.
+    also: further targets that the batches tell, for models whose loss has several tasks; none of them chooses or
+        judges anything.
     turns: take every turn of a dialogue as an utterance of its own, for models without context.
     protocol: which parts train, choose and judge.
     batch_size: items in a batch, over all devices.
@@ -45,6 +47,7 @@ class Data:
     name: str
     streams: tuple[str, ...]
     target: str = 'emotion'
+    also: tuple[str, ...] = ()
     turns: bool = False
     protocol: Protocol = Protocol()
     batch_size: int = 32

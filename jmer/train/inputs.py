@@ -36,7 +36,7 @@ def fit(items: Sequence[Item], data: Data) -> dict[str, Moments]:
     return transforms.fit_standardisation(items, data.streams) if data.standardise else {}
 
 
-def fingerprint(corpus: Corpus, streams: Sequence[str], target: str) -> str:
+def fingerprint(corpus: Corpus, streams: Sequence[str], targets: Sequence[str]) -> str:
     """SHA-256 over the items: ids, parts, streams, masks, labels, speakers. Equal data, equal fingerprint."""
     digest = hashlib.sha256(f'{corpus.spec.name} {corpus.spec.version}'.encode())
     for item in corpus.items:
@@ -45,7 +45,8 @@ def fingerprint(corpus: Corpus, streams: Sequence[str], target: str) -> str:
             if name in item.streams:
                 digest.update(item.streams[name].tobytes())
                 digest.update(np.asarray(item.masks.get(name, True)).tobytes())
-        digest.update(np.asarray(item.labels.get(target, 0)).tobytes())
+        for name in targets:
+            digest.update(np.asarray(item.labels.get(name, 0)).tobytes())
         digest.update(np.asarray(item.speakers if item.speakers is not None else 0).tobytes())
     return digest.hexdigest()
 

@@ -133,7 +133,7 @@ def _train(experiment, corpus, workdir, via, mesh, console, command) -> list[dic
     spent = {'flops_per_step': cost.flops(course.steps[-1], _of_seed(fresh, 0), example, jax.random.key(0))}
     # Last of all, so that an experiment that cannot run leaves no mark on the folder.
     preflight.claim(workdir, {**to_json(experiment), 'data_sha256': inputs.fingerprint(
-        corpus, experiment.data.streams, target.name)})
+        corpus, experiment.data.streams, (target.name, *experiment.data.also))})
     with checkpoint.Run(workdir, write=True) as saved, _evaluations(experiment, workdir) as evaluated:
         progress = _fit(fit, fresh, saved, evaluated)
         choice = _write_down(workdir / 'selection.json', fit, progress)
@@ -395,7 +395,7 @@ def _pipelines(experiment: Experiment, corpus: Corpus, moments: Mapping, mesh) -
 
     def make(items: tuple[Item, ...], buckets: int, balance: float = 0.0) -> Pipeline:
         return pipeline(inputs.standardise(items, moments), corpus.spec, data.streams, data.target,
-                        data.batch_size, buckets, process, balance)
+                        data.batch_size, buckets, process, balance, data.also)
 
     return make
 

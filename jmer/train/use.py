@@ -112,7 +112,7 @@ def _run_online(model, variables, card, items: Sequence[Item], spec: Spec) -> li
     step = stepwise(lambda variables, batch: judge(variables, batch)[0], model, variables, longest)
     scores = []
     for item in ready:
-        history, found, batch = None, [], make_batch([item], spec, None, steps)
+        history, found, batch = None, [], make_batch([item], spec, (), steps)
         for k in range(int(batch.present.sum())):
             history, of_turn = step(history, jax.tree.map(lambda x, k=k: x[:, k:k + 1], batch))
             found.append(np.asarray(of_turn[0]))

@@ -154,7 +154,7 @@ def test_what_an_utterance_becomes():
         utterance(1, 3, masks={'audio': mask}),
         utterance(2, 1, streams={'vision': np.full((4, 3), 7, np.float32)}, labels={}),
     ]
-    batch = make_batch(items, SPEC, SPEC.target('emotion'), {'audio': (5,), 'vision': (4,)})
+    batch = make_batch(items, SPEC, [SPEC.target('emotion')], {'audio': (5,), 'vision': (4,)})
     audio, vision, label = batch.streams['audio'], batch.streams['vision'], batch.labels['emotion']
     assert batch.speakers is None and batch.present.tolist() == [True, True]
     assert audio.mask.tolist() == [[True, False, True, False, False], [False] * 5]
@@ -168,7 +168,7 @@ def test_what_a_dialogue_becomes():
     spec, items = corpus('dialogue')
     items = items[:3]
     turns = [len(item.speakers) for item in items]
-    batch = make_batch(items, spec, spec.target('emotion'), common_steps(items, spec, STREAMS))
+    batch = make_batch(items, spec, [spec.target('emotion')], common_steps(items, spec, STREAMS))
     assert batch.present.shape == batch.speakers.shape == (3, max(turns))
     assert batch.present.sum(1).tolist() == turns
     for row, item in enumerate(items):

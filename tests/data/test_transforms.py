@@ -455,7 +455,7 @@ def test_flipped_labels():
     value = rng.integers(0, 4, 8000).astype(np.int32)
     mask = np.arange(8000) % 4 > 0
     batch = Batch({}, np.ones(8000, bool), {'emotion': Label(value, mask)})
-    flip = jax.jit(lambda rate: transforms.flip_labels(batch, jax.random.key(0), rate, 4).labels['emotion'])
+    flip = jax.jit(lambda rate: transforms.flip_labels(batch, jax.random.key(0), rate, 'emotion', 4).labels['emotion'])
     found = np.asarray(flip(0.3).value)
     np.testing.assert_array_equal(found[~mask], value[~mask])
     wrong = found[mask] != value[mask]
@@ -465,4 +465,4 @@ def test_flipped_labels():
     np.testing.assert_array_equal(flip(0.0).value, value)
     regression = batch._replace(labels={'valence': Label(np.zeros((8000, 1), np.float32), mask)})
     with pytest.raises(ValueError, match='label valence: found float32, expected class codes'):
-        transforms.flip_labels(regression, jax.random.key(0), 0.3, 4)
+        transforms.flip_labels(regression, jax.random.key(0), 0.3, 'valence', 4)

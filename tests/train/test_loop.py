@@ -243,6 +243,22 @@ def test_labels_of_every_kind(tmp_path, kind):
     assert jmer.load(str(tmp_path))[2]['target'] == card['target']
 
 
+def test_a_second_task(tmp_path):
+    """Its labels reach the model's loss, and those of the first alone judge."""
+    items = tuple(item._replace(labels={**item.labels, 'meme': np.int32(item.labels['emotion'] > 2)})
+                  for item in corpus().items)
+    spec = dataclasses.replace(corpus().spec, targets=(*corpus().spec.targets, Target('meme', 'class', ('no', 'yes'))))
+    two = corpus()._replace(items=items, spec=spec)
+    model = zoo.create('magnet', classes=6, width=4, hidden=4)
+    card = train(tmp_path / 'two', two, epochs=1, model=model, data={'also': ('meme',)})
+    line, = read(tmp_path / 'two' / 'log.jsonl')
+    assert line['train/loss_meme'] > 0 and line['train/loss_label'] > 0
+    assert card['target']['name'] == 'emotion'
+    other = two._replace(items=tuple(item._replace(labels={**item.labels, 'meme': np.int32(0)}) for item in items))
+    with pytest.raises(ValueError, match='data_sha256'):
+        train(tmp_path / 'two', other, epochs=1, model=model, data={'also': ('meme',)})
+
+
 def spoil(monkeypatch, at, value=np.nan):
     """Batch `at` of every run holds a bad value from now on."""
     stream = Pipeline.stream
@@ -384,6 +400,8 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
         ({'data': {'truncate': (('audio', 0),)}}, "data.truncate: found 'audio', 0"),
         ({'data': {'stand_ins': (('audio', 'eeg'),)}}, 'data.stand_ins: found audio for eeg'),
         ({'data': {'target': 'mood'}}, "no target 'mood'"),
+        ({'data': {'also': ('emotion',)}}, 'data.also: found emotion, but early has no loss of its own'),
+        ({'data': {'also': ('mood',)}, 'model': zoo.create('magnet', classes=6)}, "no target 'mood'"),
         ({'data': {'protocol': Protocol(test=('fold3',))}}, r'no part fold3 \(test\)'),
         ({'loss': Loss(name='mae')}, "loss: found 'mae'"),
     ],

@@ -30,7 +30,8 @@ class Model(Checked):
     streams: two, the image's features and the text's.
     width: of the projections, the gate and the fused vector.
     hidden: width inside each head.
-    meme_label: name of the target that tells memes (1) from other pictures (0); a batch need not have it.
+    meme_label: name of the target that tells memes (1) from other pictures (0), for `data.also`; a batch need not
+        have it.
     meme_weight: of its loss.
     pooling: how a stream becomes a vector, see `layers.pooling`.
     dropout: rate in front of the projections and in the heads.
