@@ -41,13 +41,16 @@ class AdaptationGate(nn.Module):
         self, x: Float[Array, 'b t d'], streams: Mapping[str, Stream], *, train: bool
     ) -> Float[Array, 'b t d']:
         """streams: step by step as x is."""
-        shift, d = jnp.zeros_like(x), x.shape[-1]
+        shape, d = x.shape, x.shape[-1]
+        # On rows: of [b t d] the gradients of the kernels would be made from transposed copies.
+        x = x.reshape(-1, d)
+        shift: Array = jnp.zeros_like(x)
         for name, stream in streams.items():
-            there = stream.mask[..., None]
-            y: Array = jnp.where(there, stream.x, 0)
+            there = stream.mask.reshape(-1, 1)
+            y: Array = jnp.where(there, stream.x.reshape(len(there), -1), 0)
             gate = nn.relu(nn.Dense(d, name=f'gate_{name}')(jnp.concatenate([y, x], -1)))
             shift += jnp.where(there, gate * nn.Dense(d, name=f'shift_{name}')(y), 0)
         far = length(shift)
         ratio = self.beta * length(x) / (jnp.where(far == 0, 1, far) + 1e-6)
         x = layer_norm('norm')(jnp.minimum(ratio, 1) * shift + x)
-        return Dropout(self.dropout, name='dropout')(x, train=train)
+        return Dropout(self.dropout, name='dropout')(x.reshape(shape), train=train)
