@@ -1,10 +1,17 @@
-"""The plain feed-forward network at the end of many systems."""
+"""The plain feed-forward network at the end of many systems, and dense layers of every step."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from jmer.types import Array
+
+
+def on_rows(layer: Callable[[Array], Array], x: Float[Array, '*b d']) -> Float[Array, '*b e']:
+    """What a layer gives for every step. XLA makes the gradient of a kernel from rows, or from transposed copies."""
+    return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
 class MLP(nn.Module):

@@ -9,7 +9,7 @@ random when weights are initialised, and never trains them; here they are sinuso
 `random_positions`. Offsets and durations count in units of `length`, theirs the fixed length of all clips.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +23,7 @@ from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
+from jmer.layers.mlp import on_rows
 from jmer.layers.pooling import pool
 from jmer.layers.position import sinusoid
 from jmer.layers.postnorm import mix
@@ -31,7 +32,7 @@ from jmer.types import Array, Batch, Output, Params, Variables
 
 TAGS = ('speech', 'transformer', 'multi-head attention')
 
-ACTIVATIONS = {'relu': nn.relu, 'gelu': gelu, 'tanh': jnp.tanh}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {'relu': nn.relu, 'gelu': gelu, 'tanh': jnp.tanh}
 SHORTEST, LONGEST = 1.25, 25.0
 """Half windows of the first and the last head before training, in steps of 20 ms."""
 
@@ -69,13 +70,13 @@ class Model(Checked):
         for i in range(self.layers):
             attended.append(Deformable(self.heads, self.length, name=f'attention_{i}')(x, mask))
             x = layer_norm(f'attention_norm_{i}')(x + attended[-1])
-            hidden = activation(_dense(self.hidden, f'expand_{i}')(x))
-            x = layer_norm(f'feedforward_norm_{i}')(x + _dense(d, f'contract_{i}')(hidden))
+            hidden = activation(_dense(x, self.hidden, f'expand_{i}'))
+            x = layer_norm(f'feedforward_norm_{i}')(x + _dense(hidden, d, f'contract_{i}'))
             outputs.append(x)
         for k, width in enumerate((d // 2, d // 4)):
-            x = activation(_dense(width, f'classifier_{k}')(x))
+            x = activation(_dense(x, width, f'classifier_{k}'))
             x = Dropout(self.dropout, name=f'dropout_{k}')(x, train=train)
-        scores = _dense(self.classes, 'head')(x)
+        scores = _dense(x, self.classes, 'head')
         return Output(pool(scores, mask, 'mean'), {'attended': attended, 'layers': outputs, 'scores': scores})
 
     def _positions(self, steps: int, width: int) -> Float[Array, 't d']:
@@ -110,7 +111,7 @@ class Deformable(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t d']:
-        q, k, v = jnp.split(_dense(3 * x.shape[-1], 'query_key_value')(x), 3, -1)
+        q, k, v = jnp.split(_dense(x, 3 * x.shape[-1], 'query_key_value'), 3, -1)
         window = nn.Dense(2 * self.heads, kernel_init=nn.initializers.zeros, bias_init=self._windows,
                           name='offset_duration')(q)
         offset, duration = jnp.split(window.swapaxes(1, 2), 2, 1)           # [b h t]
@@ -122,7 +123,7 @@ class Deformable(nn.Module):
         scores = jnp.einsum('bthk,bshk->bhts', *heads) * heads[0].shape[-1]**-0.5
         scores = jnp.where(inside, scores * weight, -1e8)       # uniform where nothing present is inside
         seen = jnp.broadcast_to(mask[:, None, None], scores.shape)
-        return _dense(x.shape[-1], 'project_out')(mix(softmax(scores, seen), v))
+        return _dense(mix(softmax(scores, seen), v), x.shape[-1], 'project_out')
 
     def _windows(self, key, shape, dtype=jnp.float32):
         """Offsets of zero; durations that grow from head to head."""
@@ -148,8 +149,8 @@ def _reach(
     return weight, (steps >= first) & (steps <= last)
 
 
-def _dense(width: int, name: str) -> nn.Dense:
-    return nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), name=name)
+def _dense(x: Float[Array, 'b t d'], width: int, name: str) -> Float[Array, 'b t e']:
+    return on_rows(nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), name=name), x)
 
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:

@@ -20,6 +20,7 @@ from jmer.author import Reader
 from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
 from jmer.layers.graph import softmax
+from jmer.layers.mlp import on_rows
 from jmer.layers.pooling import pool
 from jmer.layers.postnorm import mix
 from jmer.layers.recurrent import BiLSTM
@@ -122,9 +123,8 @@ class Model(Checked):
         return layer_norm(f'feedforward_norm_{i}')(x + self._perceptron(i, x, self.expansion * x.shape[-1]))
 
     def _perceptron(self, i: int, x: Float[Array, 'b t d'], hidden: int) -> Float[Array, 'b t d']:
-        """On rows: of [b t d] the gradients of the kernels would be made from transposed copies."""
-        y = nn.Dense(hidden, name=f'expand_{i}')(x.reshape(-1, x.shape[-1]))
-        return nn.Dense(x.shape[-1], name=f'contract_{i}')(gelu(y)).reshape(x.shape)
+        y = gelu(on_rows(nn.Dense(hidden, name=f'expand_{i}'), x))
+        return on_rows(nn.Dense(x.shape[-1], name=f'contract_{i}'), y)
 
     def _check(self, x: Float[Array, 'b t d']) -> None:
         def fault(field: str, found: Any, expected: str) -> ValueError:
@@ -182,7 +182,7 @@ class RelativeAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t d']:
-        q, k, v = jnp.split(nn.Dense(3 * x.shape[-1], name='query_key_value')(x), 3, -1)
+        q, k, v = jnp.split(on_rows(nn.Dense(3 * x.shape[-1], name='query_key_value'), x), 3, -1)
         q, k = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k))
         scores = jnp.einsum('bthk,bshk->bhts', q, k)
         if self.relative:

@@ -12,16 +12,19 @@ that back. Stored layers that the authors do not use are not built. They publish
 loss is meant.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
 from jmer.layers.conv import windows
+from jmer.layers.mlp import on_rows
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import BiLSTM
@@ -82,11 +85,13 @@ class Model(Checked):
 
         def convolve(x, mask, width, size, name):
             gone = 2 * (size - 1)
-            x = nn.Dense(width, use_bias=False, name=f'conv_{name}')(windows(x, mask, size, dilation=2))
-            mask = mask[:, gone:]
-            return BatchNorm(affine=False, name=f'norm_{name}')(x, mask & present[:, None], train=train), mask
+            seen, mask = windows(x, mask, size, dilation=2), mask[:, gone:]
+            there, norm = (mask & present[:, None]).reshape(-1), BatchNorm(affine=False, name=f'norm_{name}')
+            kernel = nn.Dense(width, use_bias=False, name=f'conv_{name}')
+            return on_rows(lambda rows: norm(kernel(rows), there, train=train), seen), mask
 
-        x = nn.leaky_relu(nn.Dense(x.shape[-1], name='conv_first')(windows(x, mask, 3, before=1, after=1)))
+        first = nn.Dense(x.shape[-1], name='conv_first')
+        x = nn.leaky_relu(on_rows(first, windows(x, mask, 3, before=1, after=1)))
         wide, _ = convolve(x, mask, self.width, 5, 'wide')
         for k, (width, size) in enumerate(zip((*self.narrow, self.width), (3, 2, 2), strict=True), 1):
             x, mask = convolve(x, mask, width, size, f'deep_{k}')
@@ -100,10 +105,11 @@ class Model(Checked):
         x, mask = stream
         kernel = nn.Dense(self.width, use_bias=False, name=f'after_{name}')
         norm = BatchNorm(epsilon=1e-6, name=f'after_norm_{name}')
+        there = (mask & present[:, None]).reshape(-1)
 
         def after(x):
-            x = kernel(windows(x, mask, 3, before=1, after=1))
-            return nn.relu(norm(x, mask & present[:, None], train=train))
+            seen = windows(x, mask, 3, before=1, after=1)
+            return nn.relu(on_rows(lambda rows: norm(kernel(rows), there, train=train), seen))
 
         over_steps = after(_over_steps(x, mask, self.attention, name))      # first, as the statistics have it
         return jnp.where(mask[..., None], over_steps + after(_over_channels(x, name)), 0)
@@ -125,8 +131,8 @@ class _Gamma(nn.Module):
 
 def _over_steps(x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], width: int, name: str) -> Float[Array, 'b t d']:
     """Every step and a share of what it finds in all steps."""
-    q = nn.Dense(width, name=f'steps_query_{name}')(x)
-    k, v = jnp.split(nn.Dense(width + x.shape[-1], name=f'steps_key_value_{name}')(x), [width], -1)
+    q = on_rows(nn.Dense(width, name=f'steps_query_{name}'), x)
+    k, v = jnp.split(on_rows(nn.Dense(width + x.shape[-1], name=f'steps_key_value_{name}'), x), [width], -1)
     scores = jnp.where(mask[:, None], jnp.einsum('btd,bsd->bts', q, k), -1e30)
     weights = jnp.where(mask[:, None], nn.softmax(scores), 0)
     return _Gamma(name=f'steps_{name}')(x, jnp.einsum('bts,bsd->btd', weights, v))
@@ -154,20 +160,38 @@ class AdditiveAttention(nn.Module):
     def __call__(
         self, x: Float[Array, 'b t d'], source: Float[Array, 'b s d'], mask: Bool[Array, 'b s']
     ) -> Float[Array, 'b t d']:
-        def dense(width, name):
-            return nn.Dense(width, use_bias=False, name=name)
+        def dense(y, width, name):
+            return on_rows(nn.Dense(width, use_bias=False, name=name), y)
 
         def split(y):
-            return y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2)
+            return jnp.moveaxis(y.reshape(*y.shape[:2], self.heads, -1), 2, 0)
 
         d = x.shape[-1]
-        q, k, v = (split(dense(d, name)(y)) for name, y in (('query', x), ('key', source), ('value', source)))
-        q, k = dense(self.hidden, 'score_query')(q), dense(self.hidden, 'score_key')(k)
-        scores = dense(1, 'score')(jnp.tanh(q[:, :, :, None] + k[:, :, None]))[..., 0]
-        there = mask[:, None, None]
+        q, k, v = (split(dense(y, d, name)) for name, y in (('query', x), ('key', source), ('value', source)))
+        scores = _Score(name='score')(dense(q, self.hidden, 'score_query'), dense(k, self.hidden, 'score_key'))
+        there = mask[None, :, None]
         weights = jnp.where(there, nn.softmax(jnp.where(there, scores, -1e30)), 0)
-        found = jnp.einsum('bhts,bhsd->bthd', weights, v)
-        return dense(d, 'out')(found.reshape(*x.shape))
+        found = jnp.einsum('hbts,hbsd->bthd', weights, v)
+        return dense(found.reshape(*x.shape), d, 'out')
+
+
+class _Score(nn.Module):
+    """Additive scores of every query and key, one head after the other.
+
+    What a head compares, [b t s hidden], is large: it is made again for the gradient and never kept.
+    """
+
+    @nn.compact
+    def __call__(self, q: Float[Array, 'h b t d'], k: Float[Array, 'h b s d']) -> Float[Array, 'h b t s']:
+        kernel = self.param('kernel', nn.initializers.lecun_normal(), (q.shape[-1], 1))
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def score(head):
+            q, k = head
+            compared = jnp.tanh(q[:, :, None] + k[:, None])
+            return (compared.reshape(-1, len(kernel)) @ kernel).reshape(compared.shape[:-1])
+
+        return jax.lax.map(score, (q, k))
 
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
