@@ -21,6 +21,7 @@ from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.attention import attend
 from jmer.layers.checked import Checked
+from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiGRU, BiLSTM
@@ -81,7 +82,7 @@ class Model(Checked):
         h = jnp.concatenate([x, h], -1) if self.keep_context else h
         h = self._highway(h) if self.highway else h
         h = nn.relu(nn.Dense(self.hidden, name='hidden')(h))
-        h = nn.Dropout(self.dropout, name='dropout_head')(h, deterministic=not train)
+        h = Dropout(self.dropout, name='dropout_head')(h, train=train)
         return Output(nn.Dense(self.classes, name='head')(h), aux)
 
     def _context(self, x: Array, present: Array, train: bool):

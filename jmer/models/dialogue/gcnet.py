@@ -23,6 +23,7 @@ from jmer import losses
 from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dropout import Dropout
 from jmer.layers.masked import MaskedDense
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiLSTM
@@ -99,7 +100,7 @@ class Model(Checked):
             seen = graph.window(present, -1, 0 if self.causal else -1)
             h = graph.MatchingAttention(name=f'{name}_attention')(h, seen)[0]
         h = nn.relu(MaskedDense(d, name=f'{name}_out')(h, present))
-        return nn.Dropout(self.dropout, name=f'{name}_dropout')(h, deterministic=not train)
+        return Dropout(self.dropout, name=f'{name}_dropout')(h, train=train)
 
 
 def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:
