@@ -1,28 +1,31 @@
-"""Dense layers, and functions of rows made of them, that leave padding out.
+"""Dense layers that leave padding out.
 
 A batch of dialogues, padded to the longest, is often more padding than turns. On a CPU, where a product of matrices
-takes as long as it has rows, the present steps are laid side by side in front of the others, in blocks, and blocks
-with nothing in them are skipped. How many steps are present is known when the program runs and not when it is
-compiled: shapes stay what they are.
+takes as long as it has rows, the present steps are laid side by side in front of the others, and only such a front
+is multiplied. How many steps are present is known when the program runs and not when it is compiled: it holds a
+product for each of a few lengths, of which one is run, and shapes stay what they are.
 
 Elsewhere all rows are multiplied: a branch costs an accelerator more than a product, and to lay steps of several
 devices side by side, each would have to see them all.
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import sequential_vmap
-from jaxtyping import Bool, Float, Int, UInt32
+from jaxtyping import Bool, Float, Int
 
 from jmer.types import Array
 
 BLOCKS = 8
+FRONTS = 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7
+"""Shares of all rows: the lengths of a front, close together where most batches of dialogues lie."""
 LEAST_ROWS, LEAST_WIDTH = 512, 128
 """Of fewer rows, or where the harmonic mean of the widths is less than twice this, moving rows costs too much."""
 DENSE = 'dense'
@@ -51,23 +54,13 @@ def rows_of(mask: Bool[Array, '*b t'], blocks: int = BLOCKS) -> Rows:
     return Rows(number.reshape(blocks, size), (jnp.arange(blocks * size) < count).reshape(blocks, size), place)
 
 
-# Seeds are trained by `jax.vmap`, under which a condition is a choice between two results that are both computed.
+# Seeds are trained by `jax.vmap`, under which a choice of branches is a choice between results that are all computed.
 # One seed after the other, it stays a branch.
 @jax.custom_vjp
 @sequential_vmap
 def product(x: Float[Array, 'n d'], kernel: Float[Array, 'd e'], rows: Rows) -> Float[Array, 'n e']:
     """x @ kernel where something is present, zero elsewhere."""
-    empty = jnp.zeros((rows.number.shape[1], kernel.shape[1]), jnp.result_type(x, kernel))
-
-    def block(_, own):
-        number, there = own
-        return None, jax.lax.cond(there[0], lambda: _pick(x, number, there) @ kernel, lambda: empty)
-
-    def packed():
-        made = jax.lax.scan(block, None, (rows.number, rows.there))[1]
-        return made.reshape(-1, kernel.shape[1])[rows.place]
-
-    return _unless_full(rows, packed, lambda: _cleared(x, rows) @ kernel)
+    return _of_present(lambda x: x @ kernel, x, rows)
 
 
 def _product_forward(x, kernel, rows):
@@ -76,24 +69,38 @@ def _product_forward(x, kernel, rows):
 
 def _product_backward(saved, dy):
     x, kernel, rows = saved
-    # Each by itself: where x is data, nobody asks for its gradient, and that loop is left out.
-    return product(dy, kernel.T, rows).astype(x.dtype), _kernel_gradient(x, dy, rows).astype(kernel.dtype), None
+    # Each by itself: where x is data, nobody asks for its gradient, and that product is left out.
+    return _input_gradient(kernel, dy, rows).astype(x.dtype), _kernel_gradient(x, dy, rows).astype(kernel.dtype), None
+
+
+@sequential_vmap
+def _input_gradient(kernel, dy, rows):
+    return _of_present(lambda dy: dy @ kernel.T, dy, rows)
 
 
 @sequential_vmap
 def _kernel_gradient(x, dy, rows):
-    def block(total, own):
-        number, there = own
-        return jax.lax.cond(there[0], lambda so_far: so_far + _pick(x, number, there).T @ dy[number],
-                            lambda so_far: so_far, total), None
-
-    def packed():
-        return jax.lax.scan(block, jnp.zeros((x.shape[1], dy.shape[1]), dy.dtype), (rows.number, rows.there))[0]
-
-    return _unless_full(rows, packed, lambda: _cleared(x, rows).T @ dy)
+    return _in_front(rows, lambda number, there: _pick(x, number, there).T @ dy[number],
+                     lambda: _cleared(x, rows).T @ dy)
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def _of_present(function: Callable[[Array], Array], x: Array, rows: Rows) -> Array:
+    """What a function makes of the rows that are there, zero elsewhere."""
+    def packed(number, there):
+        return jnp.asarray(function(_pick(x, number, there))).at[rows.place].get(mode='fill', fill_value=0)
+
+    return _in_front(rows, packed, lambda: function(_cleared(x, rows)))
+
+
+def _in_front(rows: Rows, packed: Callable[[Array, Array], Array], full: Callable[[], Array]) -> Array:
+    """`packed(number, there)` of the shortest front that holds all present steps, or `full()`, which moves nothing."""
+    number, there = rows.number.reshape(-1), rows.there.reshape(-1)
+    sizes = [math.ceil(share * len(rows.place)) for share in FRONTS]
+    branches = [functools.partial(packed, number[:size], there[:size]) for size in sizes]
+    return jax.lax.switch(jnp.sum(jnp.sum(there) > jnp.array(sizes)), [*branches, full])
 
 
 def _pick(x, number, there):
@@ -102,11 +109,6 @@ def _pick(x, number, there):
 
 def _cleared(x, rows):
     return jnp.where((rows.place < rows.there.sum())[:, None], x, 0)
-
-
-def _unless_full(rows: Rows, packed: Callable[[], Array], full: Callable[[], Array]) -> Array:
-    """Either of two ways to the same; where no block is empty, nothing need be moved."""
-    return jax.lax.cond(rows.there[-1, 0], full, packed)
 
 
 def skips(rows: int, inputs: int, width: int) -> bool:
@@ -125,111 +127,6 @@ def multiply(
     else:
         y = jnp.where(mask[..., None], x, 0) @ kernel
     return checkpoint_name(y, DENSE)
-
-
-Linear = Callable[[str, Array], Array]
-RowWise = Callable[[Linear, Any, tuple[Array, ...], Array | None], Array]
-
-
-def by_rows(
-    function: RowWise,
-    kernels: dict[str, Array],
-    small: Any,
-    xs: tuple[Float[Array, '*b t _'], ...],
-    mask: Bool[Array, '*b t'],
-    seed: UInt32[Array, 'k ...'] | None = None,
-) -> Float[Array, '*b t e']:
-    """`function(linear, small, xs, seed)` at the present steps, zero elsewhere.
-
-    What goes on between two products of matrices takes a CPU as long as they do where it runs through memory;
-    done block by block, it stays in the cache. The products are kept for the backward pass, the rest is done again.
-
-    function: makes of every row [.. d] of its arrays xs a row of its own, and depends on its arguments alone.
-        `linear(name, v)` is v @ kernels[name]; it is called at most once for each name.
-    small: its other parameters. seed: one for each of the `BLOCKS`, of which it gets its own.
-    """
-    mask = jnp.asarray(mask)
-    if any(skips(mask.size, *kernel.shape) for kernel in kernels.values()):
-        rows = tuple(x.reshape(-1, x.shape[-1]) for x in xs)
-        return _by_rows(function, kernels, small, rows, rows_of(mask), seed).reshape(*mask.shape, -1)
-    there = mask[..., None]
-    y = function(lambda name, value: value @ kernels[name], small, tuple(jnp.where(there, x, 0) for x in xs),
-                 None if seed is None else seed[0])
-    return jnp.where(there, y, 0)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_rows(function, kernels, small, xs, rows, seed):
-    return _by_rows_forward(function, kernels, small, xs, rows, seed)[0]
-
-
-def _by_rows_forward(function, kernels, small, xs, rows, seed):
-    @sequential_vmap
-    def run(kernels, small, xs, rows, seed):
-        def block(number, there, seed):
-            made: dict[str, Array] = {}
-
-            def linear(name, value):
-                return made.setdefault(name, value @ kernels[name])
-
-            y = function(linear, small, tuple(_pick(x, number, there) for x in xs), seed)
-            return jnp.where(there[:, None], y, 0), made
-
-        blocks = rows.number, rows.there, seed
-        shapes = jax.eval_shape(block, *jax.tree.map(lambda a: a[0], blocks))
-        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        y, made = jax.lax.scan(lambda _, own: (None, _if_any(own, lambda: block(*own), lambda: nothing)),
-                               None, blocks)[1]
-        return y.reshape(-1, y.shape[-1])[rows.place], made
-
-    y, made = run(kernels, small, xs, rows, seed)
-    return y, (kernels, small, xs, rows, seed, made)
-
-
-def _by_rows_backward(function, saved, dy):
-    @sequential_vmap
-    def run(kernels, small, xs, rows, seed, made, dy):
-        def block(totals, number, there, seed, made):
-            def again(small, xs, made):
-                read: dict[str, Array] = {}
-
-                def linear(name, value):
-                    read[name] = value
-                    return _replay(kernels[name], value, made[name])
-
-                return function(linear, small, xs, seed), read
-
-            _, pull, read = jax.vjp(again, small, tuple(_pick(x, number, there) for x in xs), made, has_aux=True)
-            dsmall, dxs, dmade = pull(_pick(dy, number, there))
-            dkernels = {name: read[name].T @ dmade[name] for name in kernels}
-            return jax.tree.map(jnp.add, totals, (dkernels, dsmall)), dxs
-
-        def step(totals, own):
-            nothing = tuple(jnp.zeros((rows.number.shape[1], x.shape[1]), x.dtype) for x in xs)
-            return _if_any(own, lambda: block(totals, *own), lambda: (totals, nothing))
-
-        (dkernels, dsmall), dxs = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, (kernels, small)),
-                                               (rows.number, rows.there, seed, made))
-        return dkernels, dsmall, tuple(dx.reshape(-1, dx.shape[-1])[rows.place] for dx in dxs)
-
-    return *run(*saved, dy), None, None
-
-
-_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
-
-
-def _if_any(own, present, absent):
-    """Either of two, by whether a block, (number, there, ...), has something in it."""
-    return jax.lax.cond(own[1][0], present, absent)
-
-
-@jax.custom_vjp
-def _replay(kernel, value, made):
-    """`made`, known to be value @ kernel; its own cotangent is what the kernel's gradient is made of."""
-    return made
-
-
-_replay.defvjp(lambda kernel, value, made: (made, kernel), lambda kernel, dy: (None, dy @ kernel.T, dy))
 
 
 class MaskedDense(nn.Module):
