@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
@@ -77,14 +78,14 @@ class Model(Checked):
         attention = layers(self.streams, self.heads, self.causal, self.dropout, train, name='layers')
         join = MaskedDense(self.width, name='join')
 
-        def fuse(name):
-            attended, _ = attention(read, there, batch.present)
-            x = nn.relu(join(jnp.concatenate([attended[n] for n in self.streams], -1), batch.present))
-            return Dropout(self.dropout, name=name)(x, train=train)
-
-        fused = fuse('dropout_fused')
-        # Of every two turns the second comes from a second pass, which differs by its dropout alone.
-        twin = fuse('dropout_twin') if train and keep_probability(self.dropout) < 1 else fused
+        # Of every two turns the second comes from a second pass, which differs by its dropout alone: a dialogue stands
+        # there twice.
+        passes = 2 if train and keep_probability(self.dropout) < 1 else 1
+        twice = jax.tree.map(lambda x: jnp.repeat(x, passes, 0), (read, there, batch.present))
+        attended, _ = attention(*twice)
+        x: Array = nn.relu(join(jnp.concatenate([attended[name] for name in self.streams], -1), twice[-1]))
+        x = Dropout(self.dropout, name='dropout_fused')(x, train=train)
+        fused, twin = x[::passes], x[passes - 1::passes]
         aux = {'recurrent': read, 'fused': fused, 'shift': self._shift(fused, twin, train)}
         return Output(nn.Dense(self.classes, name='head')(fused), aux)
 
