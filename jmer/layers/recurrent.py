@@ -1,8 +1,9 @@
 """Recurrent layers over masked sequences.
 
 The input projection of all steps is one matrix product in front of the scan, and an absent step leaves
-the state as it was. So a reversed layer reaches the last present step with its initial state: the result
-on a padded sequence equals the one on the sequence alone, wherever the absent steps stand.
+the state as it was, or is moved out of the way (`layers.packed`). So a reversed layer reaches the last present
+step with its initial state: the result on a padded sequence equals the one on the sequence alone, wherever the
+absent steps stand.
 
 `recur` is a scan whose backward pass makes the gradient of every weight in one product over all steps;
 the derived one adds an array of the weight's size to another in every step.
@@ -15,9 +16,11 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
+from jmer.layers.dropout import Dropout
 from jmer.layers.masked import multiply
+from jmer.layers.packed import Packed, pack
 from jmer.layers.pooling import pool
 from jmer.types import Array
 
@@ -82,6 +85,8 @@ def _recur_forward(step, reverse, weights, start, xs, given, memory, recall):
 
 def _recur_backward(step, reverse, saved, dys):
     weights, inputs, memory, carries, made = saved
+    # Out here, for a small product with a transposed matrix is slow.
+    back = {name: weight['kernel'].T for name, weight in weights.items()}
 
     def backward(state, saved):
         dcarry, dmemory, drows = state
@@ -94,7 +99,7 @@ def _recur_backward(step, reverse, saved, dys):
 
             def linear(name, value):
                 read[name] = value
-                return _replay(weights[name]['kernel'], value, made[name])
+                return _replay(back[name], value, made[name])
 
             return step(linear, carry, x, given, memory), read
 
@@ -129,13 +134,12 @@ def _recalled(memory, recall):
 
 
 @jax.custom_vjp
-def _replay(kernel, value, made):
-    """`made`, known to be value @ kernel + bias; its own cotangent is that of the bias, row by row."""
+def _replay(back, value, made):
+    """`made`, known to be value @ back.T + bias; its own cotangent is that of the bias, row by row."""
     return made
 
 
-_replay.defvjp(lambda kernel, value, made: (made, kernel),
-               lambda kernel, dy: (None, dy @ kernel.T, dy))
+_replay.defvjp(lambda back, value, made: (made, back), lambda back, dy: (None, dy @ back, dy))
 
 
 def _weight_gradient(weight, read, dmade):
@@ -170,21 +174,103 @@ class LSTM(nn.Module):
     learned_start: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']
-    ) -> Float[Array, 'b t {self.width}']:
+    def __call__(self, x: Float[Array, 's n d'], mask: Bool[Array, 'b t'] | Packed) -> Float[Array, 's n {self.width}']:
+        """x: [b t d] with a mask, or as it was packed; the output likewise."""
         init = torch_uniform(self.width)
         input_kernel = self.param('input_kernel', init, (x.shape[-1], 4 * self.width))
         hidden_kernel = self.param('hidden_kernel', init, (self.width, 4 * self.width))
         bias = self.param('bias', init, (4 * self.width,))
-        present = mask[..., None]
-        gates = multiply(x, input_kernel, mask) + bias.reshape(1, 1, -1)
-        start = jnp.zeros((2, self.width), gates.dtype)
         if self.learned_start:
             start = self.param('start', nn.initializers.normal(1.0), (2, self.width))
+            return self._from(start, x, mask, input_kernel, hidden_kernel, bias)
+        order = mask if isinstance(mask, Packed) else pack(mask, width=self.width)
+        rows = x if order is mask else order.rows(x)
+        gates = multiply(rows, input_kernel, order.there) + bias.reshape(1, 1, -1)
+        keep = ~(order.last if self.reverse else order.first)[..., None]
+        y = _lstm(self.reverse, gates, hidden_kernel, keep.astype(gates.dtype), order.steps)
+        return y if order is mask else order.sequences(y)
+
+    # A learned start has a gradient; there is no packing for it.
+    def _from(self, start, x, mask, input_kernel, hidden_kernel, bias):
+        present = mask[..., None]
+        gates = multiply(x, input_kernel, mask) + bias.reshape(1, 1, -1)
         hidden, cell = jnp.broadcast_to(start[:, None], (2, len(x), self.width))
         return recur(_lstm_step, {'hidden': {'kernel': hidden_kernel}}, (hidden, cell), gates.swapaxes(0, 1),
                      present.swapaxes(0, 1), reverse=self.reverse).swapaxes(0, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _lstm(reverse, gates, kernel, keep, steps):
+    """States [s n w] of rows of sequences, from the gates' inputs [s n 4w]; 0 in `keep` [s n 1] starts a new one.
+
+    Only the first `steps` steps are run. Beside the states, only the gates and the cells are kept for the way back.
+    """
+    return _lstm_forward(reverse, gates, kernel, keep, steps)[0]
+
+
+def _lstm_forward(reverse, gates, kernel, keep, steps):
+    width = len(kernel)
+    # One tanh for all gates: sigmoid(x) = (1 + tanh(x / 2)) / 2.
+    scale = jnp.where(jnp.arange(4 * width) // width == 2, 1, 0.5).astype(gates.dtype)[None]
+
+    def step(at, state, saved):
+        hidden, cell = (part * _one(keep, at) for part in state)
+        active = jnp.tanh((_one(gates, at) + hidden @ kernel) * scale) * scale + (1 - scale)
+        i, f, g, o = jnp.split(active, 4, axis=-1)
+        after = f * cell + i * g
+        hidden = o * jnp.tanh(after)
+        made = hidden, active, cell
+        return (hidden, after), tuple(_put(rows, own, at) for rows, own in zip(saved, made, strict=True))
+
+    zero = jnp.zeros((gates.shape[1], width), gates.dtype)
+    saved = tuple(jnp.zeros((*gates.shape[:2], n * width), gates.dtype) for n in (1, 4, 1))
+    y, active, cells = _run(step, steps, reverse, (zero, zero), saved)
+    return y, (kernel, keep, steps, y, active, cells)
+
+
+def _lstm_backward(reverse, saved, dy):
+    kernel, keep, steps, y, active, cells = saved
+    back = kernel.T     # out here, for a small product with a transposed matrix is slow
+
+    def step(at, state, dgates):
+        dhidden, dcell = state
+        i, f, g, o = jnp.split(_one(active, at), 4, axis=-1)
+        cell = _one(cells, at)
+        squashed = jnp.tanh(f * cell + i * g)
+        dhidden = dhidden + _one(dy, at)
+        dcell = dcell + dhidden * o * (1 - squashed * squashed)
+        own = jnp.concatenate([dcell * g * i * (1 - i), dcell * cell * f * (1 - f), dcell * i * (1 - g * g),
+                               dhidden * squashed * o * (1 - o)], -1)
+        kept = _one(keep, at)
+        return ((own @ back) * kept, dcell * f * kept), _put(dgates, own, at)
+
+    zero = jnp.zeros_like(y[0])
+    dgates = _run(step, steps, not reverse, (zero, zero), jnp.zeros_like(active))
+    before = jnp.concatenate([y[1:], zero[None]] if reverse else [zero[None], y[:-1]]) * keep
+    return dgates, _rows(before).T @ _rows(dgates), None, None
+
+
+_lstm.defvjp(_lstm_forward, _lstm_backward)
+
+
+def _run(step, steps, reverse, state, saved):
+    """`state, saved = step(at, state, saved)` at each of these steps; what was saved."""
+    def body(k, both):
+        return step(steps - 1 - k if reverse else k, *both)
+
+    return jax.lax.fori_loop(0, steps, body, (state, saved))[1]
+
+
+def _one(rows, at):
+    return jax.lax.dynamic_index_in_dim(rows, at, keepdims=False)
+
+
+def _put(rows, own, at):
+    return jax.lax.dynamic_update_index_in_dim(rows, own, at, 0)
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
 
 
 def lstm_cell(gates: Float[Array, '*b g'], cell: Float[Array, '*b d']) -> tuple[Array, Array]:
@@ -259,8 +345,8 @@ def _gru_step(linear, hidden, gates, present, memory):
     return jnp.where(present, new, hidden), jnp.where(present, new, 0.0)
 
 
-class BiLSTM(nn.Module):
-    """Stacked bidirectional LSTM, forward and backward states concatenated.
+class BiGRU(nn.Module):
+    """Stacked bidirectional GRU, forward and backward states concatenated.
 
     Attributes:
         width: size of the hidden state of one direction.
@@ -273,15 +359,18 @@ class BiLSTM(nn.Module):
     layers: int = 1
     dropout: float = 0.0
     causal: bool = False
-    direction: ClassVar[Any] = LSTM
+    direction: ClassVar[Any] = GRU
 
     @nn.compact
     def __call__(
         self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], *, train: bool
     ) -> Float[Array, 'b t e']:
+        return self._stack(x, mask, train)
+
+    def _stack(self, x, mask, train):
         for k in range(self.layers):
             if k:
-                x = nn.Dropout(self.dropout, name=f'dropout_{k}')(x, deterministic=not train)
+                x = Dropout(self.dropout, name=f'dropout_{k}')(x, train=train)
             forward = self.direction(self.width, name=f'forward_{k}')(x, mask)
             if self.causal:
                 x = forward
@@ -291,10 +380,18 @@ class BiLSTM(nn.Module):
         return x
 
 
-class BiGRU(BiLSTM):
-    """The same of GRUs."""
+class BiLSTM(BiGRU):
+    """The same of LSTMs. parts: steps of one number are read as if the others were not there."""
 
-    direction: ClassVar[Any] = GRU
+    direction: ClassVar[Any] = LSTM
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], parts: Int[Array, 'b t'] | None = None,
+        *, train: bool
+    ) -> Float[Array, 'b t e']:
+        order = pack(mask, parts, self.width)
+        return order.sequences(self._stack(order.rows(x), order, train))
 
 
 def last_states(

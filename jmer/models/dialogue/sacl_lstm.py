@@ -80,8 +80,11 @@ class Model(Checked):
         """Every turn's state among the turns of its speaker."""
         speakers = jnp.zeros(x.shape[:2], int) if batch.speakers is None else speakers_of(batch, self.speakers)
         lstm = self._lstm('speaker')
-        states = by_speaker(lambda x, mask: lstm(x, mask, train=train), x, speakers, batch.present, self.speakers,
-                            padded=self.zero_turns)
+        if self.zero_turns:
+            states = by_speaker(lambda x, mask: lstm(x, mask, train=train), x, speakers, batch.present, self.speakers,
+                                padded=True)
+        else:
+            states = lstm(x, batch.present, speakers, train=train)
         own = complete(batch.present) & same_speaker(speakers)
         turns = jnp.sum(jnp.tril(own) if self.causal else own, -1, keepdims=True)
         return jnp.where(turns >= self.least_turns, states, 0)
