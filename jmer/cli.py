@@ -181,7 +181,7 @@ def train(options: argparse.Namespace) -> None:
 
     if options.processes:
         parallel.start_processes(*_processes(options.processes))
-    _cache_compilations()
+    _prepare()
     import jax
 
     devices = jax.devices()
@@ -255,7 +255,7 @@ def _evaluate_options(it: argparse.ArgumentParser) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     from jmer.train import report, use
 
-    _cache_compilations()
+    _prepare()
     result = use.evaluate(options.checkpoint, options.data, options.split)
     report.print_result(result, _console())
     _write(options.json, result)
@@ -275,7 +275,7 @@ def _predict_options(it: argparse.ArgumentParser) -> None:
 def predict(options: argparse.Namespace) -> None:
     from jmer.train import report, use
 
-    _cache_compilations()
+    _prepare()
     if options.data or not any(Path(name).suffix or Path(name).exists() for name in options.inputs):
         if options.online:
             raise ValueError('--online: found parts of a corpus, expected files of conversations')
@@ -378,7 +378,7 @@ def _measure(options: argparse.Namespace, what, **how: Any) -> None:
     """Measures weights, or every result of a run, which keeps what was found beside its card."""
     from jmer.results.collect import collect
 
-    _cache_compilations()
+    _prepare()
     run = Path(options.checkpoint)
     folders = [result.folder for result in collect(run)] if list(run.glob('**/weights/card.json')) else []
     found = {}
@@ -463,12 +463,14 @@ def _write(path: Path | None, value: Any) -> None:
         checkpoint.write_json(path, value)
 
 
-def _cache_compilations() -> None:
-    """Keeps compiled programs for the next run, which then starts in a fraction of the time."""
+def _prepare() -> None:
+    """Keeps compiled programs for the next run, which then starts in a fraction of the time, and freed memory."""
     import jax
 
+    from jmer import parallel
     from jmer.data.load import cache
 
+    parallel.keep_freed_memory()
     jax.config.update('jax_compilation_cache_dir', str(cache() / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 

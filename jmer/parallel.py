@@ -18,6 +18,7 @@ Several processes (hosts, or several on one machine): `start_processes` in each 
 touches JAX, `shard` with each process's own rows, everything else unchanged.
 """
 
+import ctypes
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -31,8 +32,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jmer.collectives import AXIS, total
 
-__all__ = ['AXIS', 'ROWS', 'Split', 'compile_predict', 'compile_step', 'fetch', 'is_main_process', 'mesh',
-           'peak_memory', 'replicate', 'shard', 'split_seeds', 'start_processes', 'total']
+__all__ = ['AXIS', 'ROWS', 'Split', 'compile_predict', 'compile_step', 'fetch', 'is_main_process',
+           'keep_freed_memory', 'mesh', 'peak_memory', 'replicate', 'shard', 'split_seeds', 'start_processes', 'total']
 
 Tree = TypeVar('Tree')
 Step = Callable[[Any, Any, jax.Array], tuple[Any, Any]]
@@ -187,6 +188,21 @@ def start_processes(coordinator: str | None = None, count: int | None = None,
     elif not 0 <= index < count:
         raise ValueError(f'index: found {index}, expected 0 to {count - 1}, the count being {count}')
     jax.distributed.initialize(coordinator, count, index)
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep what it frees, for the next step of a training on a CPU to take.
+
+    XLA asks for a step's temporary arrays anew in every step, and glibc by itself gives large ones back to the
+    system, so that every 4 kB of them costs a page fault again. Call it first in a program, for threads that run
+    already keep their own habits. Where the C library is another one, nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if mallopt is None:
+        return
+    # As malloc.h numbers them: the most arenas, mappings of their own for large blocks, when and how much to give back.
+    for parameter, value in ((-8, 1), (-4, 0), (-1, 2**31 - 1), (-2, 2**26)):
+        mallopt(parameter, value)
 
 
 def peak_memory() -> int:

@@ -233,5 +233,31 @@ def main(address, count, index, via, folder):
     np.savez(Path(folder) / f'{index}.npz', step=state['step'], **state['params'])
 
 
+FREED = '''
+import resource
+import numpy as np
+from jmer import parallel
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        np.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+given_back = faults()
+parallel.keep_freed_memory()
+faults()
+print(given_back, faults())
+'''
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='of the C library of Linux')
+def test_freed_memory_is_kept():
+    """Eight arrays one after the other take new pages from the system each, or all the same ones."""
+    done = subprocess.run([sys.executable, '-c', FREED], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert kept < given_back / 4
+
+
 if __name__ == '__main__':
     main(*sys.argv[1:])

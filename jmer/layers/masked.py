@@ -1,4 +1,4 @@
-"""Dense layers, and functions of rows made of them, that leave padding out.
+"""Dense layers that leave padding out.
 
 A batch of dialogues, padded to the longest, is often more padding than turns. On a CPU, where a product of matrices
 takes as long as it has rows, the present steps are laid side by side in front of the others, and only such a front
@@ -12,14 +12,14 @@ devices side by side, each would have to see them all.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import sequential_vmap
-from jaxtyping import Bool, Float, Int, UInt32
+from jaxtyping import Bool, Float, Int
 
 from jmer.types import Array
 
@@ -127,111 +127,6 @@ def multiply(
     else:
         y = jnp.where(mask[..., None], x, 0) @ kernel
     return checkpoint_name(y, DENSE)
-
-
-Linear = Callable[[str, Array], Array]
-RowWise = Callable[[Linear, Any, tuple[Array, ...], Array | None], Array]
-
-
-def by_rows(
-    function: RowWise,
-    kernels: dict[str, Array],
-    small: Any,
-    xs: tuple[Float[Array, '*b t _'], ...],
-    mask: Bool[Array, '*b t'],
-    seed: UInt32[Array, 'k ...'] | None = None,
-) -> Float[Array, '*b t e']:
-    """`function(linear, small, xs, seed)` at the present steps, zero elsewhere.
-
-    What goes on between two products of matrices takes a CPU as long as they do where it runs through memory;
-    done block by block, it stays in the cache. The products are kept for the backward pass, the rest is done again.
-
-    function: makes of every row [.. d] of its arrays xs a row of its own, and depends on its arguments alone.
-        `linear(name, v)` is v @ kernels[name]; it is called at most once for each name.
-    small: its other parameters. seed: one for each of the `BLOCKS`, of which it gets its own.
-    """
-    mask = jnp.asarray(mask)
-    if any(skips(mask.size, *kernel.shape) for kernel in kernels.values()):
-        rows = tuple(x.reshape(-1, x.shape[-1]) for x in xs)
-        return _by_rows(function, kernels, small, rows, rows_of(mask), seed).reshape(*mask.shape, -1)
-    there = mask[..., None]
-    y = function(lambda name, value: value @ kernels[name], small, tuple(jnp.where(there, x, 0) for x in xs),
-                 None if seed is None else seed[0])
-    return jnp.where(there, y, 0)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_rows(function, kernels, small, xs, rows, seed):
-    return _by_rows_forward(function, kernels, small, xs, rows, seed)[0]
-
-
-def _by_rows_forward(function, kernels, small, xs, rows, seed):
-    @sequential_vmap
-    def run(kernels, small, xs, rows, seed):
-        def block(number, there, seed):
-            made: dict[str, Array] = {}
-
-            def linear(name, value):
-                return made.setdefault(name, value @ kernels[name])
-
-            y = function(linear, small, tuple(_pick(x, number, there) for x in xs), seed)
-            return jnp.where(there[:, None], y, 0), made
-
-        blocks = rows.number, rows.there, seed
-        shapes = jax.eval_shape(block, *jax.tree.map(lambda a: a[0], blocks))
-        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        y, made = jax.lax.scan(lambda _, own: (None, _if_any(own, lambda: block(*own), lambda: nothing)),
-                               None, blocks)[1]
-        return y.reshape(-1, y.shape[-1])[rows.place], made
-
-    y, made = run(kernels, small, xs, rows, seed)
-    return y, (kernels, small, xs, rows, seed, made)
-
-
-def _by_rows_backward(function, saved, dy):
-    @sequential_vmap
-    def run(kernels, small, xs, rows, seed, made, dy):
-        def block(totals, number, there, seed, made):
-            def again(small, xs, made):
-                read: dict[str, Array] = {}
-
-                def linear(name, value):
-                    read[name] = value
-                    return _replay(kernels[name], value, made[name])
-
-                return function(linear, small, xs, seed), read
-
-            _, pull, read = jax.vjp(again, small, tuple(_pick(x, number, there) for x in xs), made, has_aux=True)
-            dsmall, dxs, dmade = pull(_pick(dy, number, there))
-            dkernels = {name: read[name].T @ dmade[name] for name in kernels}
-            return jax.tree.map(jnp.add, totals, (dkernels, dsmall)), dxs
-
-        def step(totals, own):
-            nothing = tuple(jnp.zeros((rows.number.shape[1], x.shape[1]), x.dtype) for x in xs)
-            return _if_any(own, lambda: block(totals, *own), lambda: (totals, nothing))
-
-        (dkernels, dsmall), dxs = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, (kernels, small)),
-                                               (rows.number, rows.there, seed, made))
-        return dkernels, dsmall, tuple(dx.reshape(-1, dx.shape[-1])[rows.place] for dx in dxs)
-
-    return *run(*saved, dy), None, None
-
-
-_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
-
-
-def _if_any(own, present, absent):
-    """Either of two, by whether a block, (number, there, ...), has something in it."""
-    return jax.lax.cond(own[1][0], present, absent)
-
-
-@jax.custom_vjp
-def _replay(kernel, value, made):
-    """`made`, known to be value @ kernel; its own cotangent is what the kernel's gradient is made of."""
-    return made
-
-
-_replay.defvjp(lambda kernel, value, made: (made, kernel), lambda kernel, dy: (None, dy @ kernel.T, dy))
 
 
 class MaskedDense(nn.Module):

@@ -1,20 +1,19 @@
 """Attention and the post-norm layer of Vaswani et al. (NeurIPS 2017), as PyTorch and BERT have them."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jmer.layers.activation import gelu
 from jmer.layers.attention import attend, visible
-from jmer.layers.dropout import dropout, seeds
-from jmer.layers.masked import BLOCKS, DENSE, MaskedDense, by_rows
+from jmer.layers.dropout import Dropout, seeds
+from jmer.layers.masked import DENSE, MaskedDense
 from jmer.types import Array
 
-ACTIVATIONS: dict[str, Callable[..., Array]] = {'relu': nn.relu, 'gelu': functools.partial(nn.gelu, approximate=False)}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {'relu': nn.relu, 'gelu': gelu}
 
 
 def layer_norm(name: str, epsilon: float = 1e-5) -> nn.LayerNorm:
@@ -97,54 +96,10 @@ class PostNormLayer(nn.Module):
         q = MaskedDense(width, name='query')(x, mask)
         k, v = jnp.split(MaskedDense(2 * width, name='key_value')(read, there), 2, axis=-1)
         y = attend(q, k, v, visible(mask, there, causal=False), heads=self.heads, rate=self.dropout, seed=seed)
-        dense = {'attention_out': (width, width), 'expand': (width, self.hidden), 'contract': (self.hidden, width)}
-        weights = {name: _Dense(*shape, name=name)() for name, shape in dense.items()}
-        small: dict[str, Any] = {name: weight['bias'] for name, weight in weights.items()}
-        small |= {name: _Norm(width, name=name)() for name in ('attention_norm', 'feedforward_norm')}
-        kernels = {name: weight['kernel'] for name, weight in weights.items()}
-        active = train and max(self.dropout, self.hidden_dropout) > 0
-        seed = seeds(self.make_rng('dropout'), BLOCKS, 3) if active else None
-        return by_rows(functools.partial(_after_attention, self.activation, self.epsilon,
-                                         (self.dropout, self.hidden_dropout)), kernels, small, (x, y), mask, seed)
-
-
-def _after_attention(activation, epsilon, rates, linear, small, xs, seed):
-    """The rest of a post-norm layer, of its input and of what attention made of it."""
-    first, second, third = (None,) * 3 if seed is None else seed
-
-    def dense(name, value):
-        y = linear(name, value)
-        return y + small[name].reshape((1,) * (y.ndim - 1) + (-1,))
-
-    def norm(name, value):
-        scale, bias = (small[name][part].reshape((1,) * (value.ndim - 1) + (-1,)) for part in ('scale', 'bias'))
-        centred = value - value.mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon) * scale + bias
-
-    x, y = xs
-    x = norm('attention_norm', x + dropout(dense('attention_out', y), rates[0], first))
-    y = dropout(ACTIVATIONS[activation](dense('expand', x)), rates[1], second)
-    return norm('feedforward_norm', x + dropout(dense('contract', y), rates[0], third))
-
-
-class _Dense(nn.Module):
-    """The parameters of a dense layer, for `by_rows`."""
-
-    inputs: int
-    width: int
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        return {'kernel': self.param('kernel', nn.initializers.lecun_normal(), (self.inputs, self.width)),
-                'bias': self.param('bias', nn.initializers.zeros, (self.width,))}
-
-
-class _Norm(nn.Module):
-    """Those of a layer norm."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        return {'scale': self.param('scale', nn.initializers.ones, (self.width,)),
-                'bias': self.param('bias', nn.initializers.zeros, (self.width,))}
+        y = MaskedDense(width, name='attention_out')(y, mask)
+        x = layer_norm('attention_norm', self.epsilon)(x + Dropout(self.dropout, name='dropout_1')(y, train=train))
+        y = ACTIVATIONS[self.activation](MaskedDense(self.hidden, name='expand')(x, mask))
+        y = Dropout(self.hidden_dropout, name='dropout_2')(y, train=train)
+        y = Dropout(self.dropout, name='dropout_3')(MaskedDense(width, name='contract')(y, mask), train=train)
+        x = layer_norm('feedforward_norm', self.epsilon)(x + y)
+        return jnp.where(mask[..., None], x, 0)

@@ -66,61 +66,6 @@ def test_a_layer_for_every_seed_at_once(skipping):
     np.testing.assert_allclose(found[1], 2 * masked.multiply(X, KERNEL, mask), atol=1e-6)
 
 
-SECOND = jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)
-
-
-def _two_products(linear, bias, xs, seed):
-    x, y = xs
-    h = jnp.tanh(linear('in', x) + bias.reshape((1,) * (x.ndim - 1) + (-1,)))
-    return x * linear('out', h if seed is None else h * seed[0]) + jnp.cos(y)
-
-
-def _by_rows(x, kernel, second, bias, y, mask, seed=None):
-    return masked.by_rows(_two_products, {'in': kernel, 'out': second}, bias, (x, y), mask, seed)
-
-
-@pytest.mark.parametrize('mask', [MASKS[name] for name in ('few', 'all', 'none')], ids=['few', 'all', 'none'])
-def test_a_function_of_rows_is_the_same_block_by_block(mask, monkeypatch):
-    """Also where what stands under the mask is no number."""
-    mask, weight, bias = jnp.asarray(mask), jnp.asarray(RNG.normal(size=X.shape), jnp.float32), jnp.arange(3.0)
-
-    @jax.jit
-    def all_of(*given):
-        y, pull = jax.vjp(lambda *given: _by_rows(*given, mask), *given)
-        return y, pull(weight)
-
-    given = X, KERNEL, SECOND, bias, 2 * X
-    plain = jnp.where(mask[..., None], X * (jnp.tanh(X @ KERNEL + bias[None, None]) @ SECOND) + jnp.cos(2 * X), 0)
-    true = all_of(*given)
-    np.testing.assert_allclose(true[0], plain, atol=1e-6)
-    monkeypatch.setattr(masked, 'skips', lambda rows, inputs, width: True)
-    broken = jnp.where(mask[..., None], X, jnp.nan)
-    found = jax.jit(all_of.__wrapped__)(broken, *given[1:4], 2 * broken)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, true)
-
-
-def test_every_block_of_rows_has_its_own_seed(skipping):
-    mask, zero = jnp.asarray(MASKS['all']), jnp.zeros(3)
-    seed = jnp.arange(masked.BLOCKS, dtype=jnp.uint32)[:, None]
-    y = _by_rows(X, KERNEL, SECOND, zero, X, mask, seed).reshape(-1, 4)
-    block = jnp.arange(35)[:, None] // -(-35 // masked.BLOCKS)
-    plain = X * (jnp.tanh(X @ KERNEL) * block.reshape(5, 7, 1) @ SECOND) + jnp.cos(X)
-    np.testing.assert_allclose(y, plain.reshape(-1, 4), atol=1e-5)
-
-
-def test_functions_of_rows_for_every_seed_at_once(skipping):
-    kernels, masks = jnp.stack([KERNEL, 2 * KERNEL]), jnp.stack([MASKS['few'], MASKS['most']])
-
-    def gradients(kernel, mask):
-        return jax.value_and_grad(
-            lambda *given: jnp.sum(jnp.sin(_by_rows(*given, X, mask))), (0, 1, 2, 3))(X, kernel, SECOND, jnp.ones(3))
-
-    together = jax.vmap(gradients)(kernels, masks)
-    for k in range(2):
-        alone = gradients(kernels[k], masks[k])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[k], b, atol=1e-5), together, alone)  # noqa: B023
-
-
 def test_a_dense_layer_gives_its_bias_elsewhere():
     layer, mask = masked.MaskedDense(3), jnp.asarray(MASKS['few'])
     params = {'kernel': KERNEL, 'bias': jnp.arange(3.0)}

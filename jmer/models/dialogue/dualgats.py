@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmer import losses
 from jmer.author import Reader
+from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import complete, places, same_speaker, softmax
@@ -132,9 +133,9 @@ class Block(nn.Module):
             return Dropout(self.dropout, name=name)(y, train=train)
 
         y = drop('dropout_in', x)
-        found = [_gelu(head(f'head_{k}')(y, graph, train=train)) for k in range(self.heads)]
+        found = [gelu(head(f'head_{k}')(y, graph, train=train)) for k in range(self.heads)]
         y = drop('dropout_heads', jnp.concatenate(found, -1))
-        y = _gelu(head('head_out')(y, graph, train=train))
+        y = gelu(head('head_out')(y, graph, train=train))
         return layer_norm('norm')(nn.Dense(self.width, name='out')(y) + x)
 
 
@@ -162,10 +163,6 @@ class Head(nn.Module):
 def _exchange(x: Array, affine: Array, other: Array, seen: Bool[Array, 'b u u']) -> Array:
     """What each turn of one network finds in the other one."""
     return jnp.einsum('bts,bsd->btd', softmax(jnp.einsum('btd,bsd->bts', x @ affine, other), seen), other)
-
-
-def _gelu(x: Array) -> Array:
-    return nn.gelu(x, approximate=False)
 
 
 _xavier = nn.initializers.variance_scaling(2.0, 'fan_avg', 'uniform')       # PyTorch's, with gain sqrt(2)

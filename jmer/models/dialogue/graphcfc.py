@@ -22,6 +22,7 @@ from jaxtyping import Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers import graph
+from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
@@ -126,7 +127,7 @@ class DenseNet(nn.Module):
         expand, contract = nn.Dense(2 * x.shape[-1], name='expand'), nn.Dense(x.shape[-1], name='contract')
         norm = layer_norm('norm')
         for _ in range(self.layers):
-            x = norm(contract(nn.gelu(expand(x), approximate=False)))
+            x = norm(contract(gelu(expand(x))))
         return x
 
 
@@ -149,7 +150,7 @@ class Layer(nn.Module):
         return self._add(x, self._forward, 'feedforward'), None
 
     def _forward(self, x):
-        x = nn.gelu(nn.Dense(2 * self.width, name='expand')(x), approximate=False)
+        x = gelu(nn.Dense(2 * self.width, name='expand')(x))
         return nn.Dense(self.width, name='contract')(x)
 
     def _add(self, x, part, name: str):

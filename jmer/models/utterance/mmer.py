@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 
 from jmer import losses
 from jmer.author import Reader, require_streams
+from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
@@ -77,7 +78,7 @@ class Model(Checked):
         return Output(nn.Dense(self.classes, name='head')(fused), aux)
 
     def _contrast(self, x: Float[Array, 'b d'], name: str) -> Float[Array, 'b e']:
-        x = nn.gelu(nn.Dense(self.width, name=f'{name}_1')(x), approximate=False)
+        x = gelu(nn.Dense(self.width, name=f'{name}_1')(x))
         return nn.Dense(self.width, name=f'{name}_2')(x)
 
 
