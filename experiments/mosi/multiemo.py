@@ -11,7 +11,9 @@ from jmer.train.experiment import Experiment
 
 
 def get() -> Experiment:
-    return protocols.mosi(zoo.create('multiemo', classes=2, width=64, layers=2, hidden=128, hidden_out=64, dropout=0.5))
+    model = zoo.create('multiemo', classes=2, width=64, layers=2, hidden=128, hidden_out=64, dropout=0.2,
+        label_weight=1.0)
+    return protocols.mosi(model, rate=3e-4)
 
 
 def paper() -> Experiment:
