@@ -40,7 +40,7 @@ def surroundings(tmp_path_factory):
     """A small toy corpus, a cache of our own; and the tests' compilation cache stays the one in use."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, 'corpus', functools.partial(synthetic.corpus, dialogues=(6, 3, 3)))
-        patch.setattr(cli, '_cache_compilations', lambda: None)
+        patch.setattr(cli, '_prepare', lambda: None)
         patch.setenv('JMER_CACHE', str(tmp_path_factory.mktemp('cache')))
         patch.setenv('COLUMNS', '200')
         yield

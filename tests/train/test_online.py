@@ -50,7 +50,7 @@ def conversations(tmp_path_factory):
 
 
 def test_turn_by_turn_a_causal_model_says_the_same(run, conversations, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, '_cache_compilations', lambda: None)
+    monkeypatch.setattr(cli, '_prepare', lambda: None)
     online, whole = (use.predict(str(run), conversations, online) for online in (True, False))
     assert [p['id'] for p in online] == [p['id'] for p in whole]
     for one, other in zip(online, whole, strict=True):
@@ -65,7 +65,7 @@ def test_turn_by_turn_a_causal_model_says_the_same(run, conversations, tmp_path,
 
 
 def test_what_cannot_be_said_turn_by_turn(run, conversations, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, '_cache_compilations', lambda: None)
+    monkeypatch.setattr(cli, '_prepare', lambda: None)
     assert cli.main(['predict', str(run), 'test', '--online']) == 1
     assert '--online: found parts of a corpus, expected files' in capsys.readouterr().err
     train(tmp_path / 'run', zoo.create('sacl_lstm', classes=6, streams=STREAMS, width=2, layers=1, speakers=4))
