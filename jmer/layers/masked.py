@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float, Int
 
 from jmer.types import Array
 
-BLOCKS = 8
 FRONTS = 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7
 """Shares of all rows: the lengths of a front, close together where most batches of dialogues lie."""
 LEAST_ROWS, LEAST_WIDTH = 512, 128
@@ -33,25 +32,24 @@ DENSE = 'dense'
 
 
 class Rows(NamedTuple):
-    """All steps of a batch, n in a row, sorted into k blocks of r, the present ones in front.
+    """All n steps of a batch in a row, the present ones in front.
 
     number: which step each is. there: whether it is present. place: where in that order each step is.
     """
 
-    number: Int[Array, 'k r']
-    there: Bool[Array, 'k r']
+    number: Int[Array, 'n']
+    there: Bool[Array, 'n']
     place: Int[Array, 'n']
 
 
-def rows_of(mask: Bool[Array, '*b t'], blocks: int = BLOCKS) -> Rows:
+def rows_of(mask: Bool[Array, '*b t']) -> Rows:
     """The order of the steps that this mask makes."""
     present = mask.reshape(-1)
     before, count = jnp.cumsum(present), jnp.sum(present)
     steps = jnp.arange(len(present))
     place = jnp.where(present, before - 1, count + steps - before)
-    size = -(-len(present) // blocks)
-    number = jnp.zeros(blocks * size, steps.dtype).at[place].set(steps, unique_indices=True)
-    return Rows(number.reshape(blocks, size), (jnp.arange(blocks * size) < count).reshape(blocks, size), place)
+    number = jnp.zeros_like(steps).at[place].set(steps, unique_indices=True)
+    return Rows(number, steps < count, place)
 
 
 # Seeds are trained by `jax.vmap`, under which a choice of branches is a choice between results that are all computed.
@@ -97,10 +95,9 @@ def _of_present(function: Callable[[Array], Array], x: Array, rows: Rows) -> Arr
 
 def _in_front(rows: Rows, packed: Callable[[Array, Array], Array], full: Callable[[], Array]) -> Array:
     """`packed(number, there)` of the shortest front that holds all present steps, or `full()`, which moves nothing."""
-    number, there = rows.number.reshape(-1), rows.there.reshape(-1)
     sizes = [math.ceil(share * len(rows.place)) for share in FRONTS]
-    branches = [functools.partial(packed, number[:size], there[:size]) for size in sizes]
-    return jax.lax.switch(jnp.sum(jnp.sum(there) > jnp.array(sizes)), [*branches, full])
+    branches = [functools.partial(packed, rows.number[:size], rows.there[:size]) for size in sizes]
+    return jax.lax.switch(jnp.sum(rows.there.sum() > jnp.array(sizes)), [*branches, full])
 
 
 def _pick(x, number, there):
@@ -111,10 +108,15 @@ def _cleared(x, rows):
     return jnp.where((rows.place < rows.there.sum())[:, None], x, 0)
 
 
+def on_one_cpu() -> bool:
+    """Whether this program computes on one CPU and nowhere else."""
+    return jax.device_count() == 1 and jax.default_backend() == 'cpu'
+
+
 def skips(rows: int, inputs: int, width: int) -> bool:
     """Whether a product of these sizes is worth the search for rows that are not there: on one CPU."""
     worth = rows >= LEAST_ROWS and inputs * width >= LEAST_WIDTH * (inputs + width)
-    return worth and jax.device_count() == 1 and jax.default_backend() == 'cpu'
+    return worth and on_one_cpu()
 
 
 def multiply(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Bool, Float, Int
 
+from jmer.layers.masked import on_one_cpu
 from jmer.types import Array
 
 LEAST_WORK = 2048
@@ -70,10 +71,6 @@ def pack(mask: Bool[Array, 'b t'], parts: Int[Array, 'b t'] | None = None, width
                           for values in (mask, first, last))
     number = _scattered(place, mask, jnp.broadcast_to(jnp.arange(place.shape[1]), place.shape), size)
     return Packed(number, place, there, first, last, mask, _most(longest) if on_one_cpu() else jnp.asarray(shape[0]))
-
-
-def on_one_cpu() -> bool:
-    return jax.device_count() == 1 and jax.default_backend() == 'cpu'
 
 
 def shares(rows: int, width: int) -> bool:

@@ -143,8 +143,8 @@ _replay.defvjp(lambda back, value, made: (made, back), lambda back, dy: (None, d
 
 
 def _weight_gradient(weight, read, dmade):
-    rows = dmade.reshape(-1, dmade.shape[-1])
-    of = {'kernel': lambda: read.reshape(-1, read.shape[-1]).T @ rows, 'bias': lambda: rows.sum(0)}
+    rows = _rows(dmade)
+    of = {'kernel': lambda: _rows(read).T @ rows, 'bias': lambda: rows.sum(0)}
     return {name: of[name]().astype(value.dtype) for name, value in weight.items()}
 
 
