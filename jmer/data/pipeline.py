@@ -156,7 +156,7 @@ def pipeline(
     if buckets < 1:
         raise ValueError(f'buckets: found {buckets}, expected at least 1')
     known = spec.target(target) if target else None
-    told = [spec.target(name) for name in (*([target] if target else []), *also)]
+    told = [*([known] if known else []), *map(spec.target, also)]
     lengths = [sum(math.prod(item.streams[s].shape[:-1]) for s in streams if s in item.streams)
                for item in items]
     parts = np.array_split(np.argsort(lengths, kind='stable'), min(buckets, len(items)))

@@ -83,6 +83,8 @@ def _check_model(experiment: Experiment, corpus: Corpus, target: Target) -> None
     if target.kind not in zoo.labels(name):
         raise ValueError(f'data.target: found {target.name!r} of the kind {target.kind}, but the loss of {name} takes '
                          f'the kinds {", ".join(zoo.labels(name))}')
+    if target.name in experiment.data.also:
+        raise ValueError(f'data.also: found {target.name}, expected targets beside data.target')
     if experiment.data.also and not hasattr(zoo.module(name), 'loss'):
         raise ValueError(f'data.also: found {", ".join(experiment.data.also)}, but {name} has no loss of its own that '
                          'could take a second task')
