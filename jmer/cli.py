@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     command('robustness', robustness, _robustness_options,
             'Measure how figures fall with what is missing or disturbed.',
             'jmer robustness runs/ravdess/gmu --data RAVDESS')
-    command('contribution', contribution, _contribution_options, 'Measure which modality does the work.',
+    command('contribution', contribution, _measuring_options, 'Measure which modality does the work.',
             'jmer contribution runs/ravdess/gmu --data RAVDESS')
     command('compare', compare, _compare_options, 'Compare two systems on the test items they share.',
             'jmer compare runs/gmu runs/mult --json out.json')
@@ -350,7 +350,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _robustness_options(it: argparse.ArgumentParser) -> None:
-    _contribution_options(it)
+    _measuring_options(it)
     it.add_argument('--noisy-audio', action='store_true', help='also add noise to the sound files themselves')
 
 
@@ -360,7 +360,7 @@ def robustness(options: argparse.Namespace) -> None:
     _measure(options, robustness, noisy_audio=options.noisy_audio)
 
 
-def _contribution_options(it: argparse.ArgumentParser) -> None:
+def _measuring_options(it: argparse.ArgumentParser) -> None:
     it.add_argument('checkpoint', metavar='CHECKPOINT|RUN',
                     help='the results go into the folder of a run, under the name of the command')
     it.add_argument('--data', type=Path, metavar='DIR', help='folder of the corpus')
