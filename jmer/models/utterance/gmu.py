@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pooled_streams
 from jmer.types import Batch, Output, Variables
@@ -44,7 +45,7 @@ class Model(Checked):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         def drop(x, name):
-            return nn.Dropout(self.dropout, name=f'dropout_{name}')(x, deterministic=not train)
+            return Dropout(self.dropout, name=f'dropout_{name}')(x, train=train)
 
         def norm(x, mask, name):
             return BatchNorm(name=f'norm_{name}')(x, mask, train=train)

@@ -24,8 +24,9 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dropout import Dropout
 from jmer.layers.gating import unit
-from jmer.layers.mlp import StepScores
+from jmer.layers.mlp import StepScores, on_rows
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import LSTM
 from jmer.layers.steps import extend
@@ -80,8 +81,8 @@ class Model(Checked):
             raise ValueError(f'rja: {self.streams[1]}: found {x.shape[-1]} features, expected a multiple of '
                              f'{self.regions} (its field `regions`)')
         x = x.reshape(*x.shape[:2], self.regions, -1)
-        seen = nn.relu(nn.Dense(self.width, name='look_vision')(x))
-        seen = nn.Dense(self.regions, use_bias=False, name='look_regions')(seen)
+        seen = nn.relu(on_rows(nn.Dense(self.width, name='look_vision'), x))
+        seen = on_rows(nn.Dense(self.regions, use_bias=False, name='look_regions'), seen)
         heard = nn.relu(nn.Dense(self.width, name='look_audio')(guide))
         heard = nn.Dense(self.regions, use_bias=False, name='look_guide')(heard)
         score = nn.Dense(1, use_bias=False, name='look_score')(jnp.tanh(seen + heard[..., None]))[..., 0]
@@ -100,7 +101,7 @@ class _Reading(nn.Module):
         self, x: Float[Array, 'b t e'], mask: Bool[Array, 'b t'], *, train: bool
     ) -> Float[Array, 'b t {self.width}']:
         def drop(y, k):
-            return nn.Dropout(self.dropout, name=f'dropout_{k}')(y, deterministic=not train)
+            return Dropout(self.dropout, name=f'dropout_{k}')(y, train=train)
 
         y = x
         for k in range(LAYERS):
@@ -122,7 +123,7 @@ class _JointAttention(nn.Module):
         self, v: Float[Array, 'b t d'], a: Float[Array, 'b t d'], there: Bool[Array, 'b t'], *, train: bool
     ) -> tuple[Float[Array, 'b t d'], Float[Array, 'b t d']]:
         def drop(x, name):
-            return nn.Dropout(self.dropout, name=f'dropout_{name}')(x, deterministic=not train)
+            return Dropout(self.dropout, name=f'dropout_{name}')(x, train=train)
 
         steps, width = v.shape[1:]
         joint = nn.Dense(2 * width, name='joint')(jnp.concatenate([v, a], -1))
