@@ -25,6 +25,7 @@ from jmer.collectives import total
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
 from jmer.layers.conv import windows
+from jmer.layers.mlp import WideDense
 from jmer.layers.norm import BatchNorm
 from jmer.layers.steps import extend
 from jmer.types import Array, Batch, Output, Variables
@@ -109,7 +110,7 @@ class Model(Checked):
     ) -> Float[Array, '#b t r']:
         """How much each region of a slice matters to the audio: adds up to 1 in a slice, 0 in an absent one."""
         wanted = nn.Dense(self.attention, use_bias=False, name='compare_audio')(audio)
-        seen = nn.Dense(self.attention, name='compare_vision')(regions)
+        seen = WideDense(self.attention, name='compare_vision')(regions)
         score = nn.Dense(1, use_bias=False, name='compare')(jnp.tanh(seen + wanted[:, None, None]))[..., 0]
         weights = jnp.where(mask[..., None], nn.softmax(score), 0)
         return total(jnp.sum(weights, 0, keepdims=True)) if self.batch_attention else weights

@@ -23,6 +23,8 @@ from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
+from jmer.layers.mlp import WideDense
+from jmer.layers.steps import fit
 from jmer.types import Array, Batch, Label, Output, Stream, Variables
 
 TAGS = ('deep fusion', 'cross-modality attention', 'joint representation', 'distillation', 'contrastive',
@@ -84,16 +86,17 @@ class Model(Checked):
         audio, text, vision = (batch.streams[name] for name in self.streams)
         fusion = Fusion(self.classes, self.width, self.hidden, self.contrast, self.step_dropout, self.dropout,
                         name='fusion')
-        full, missing, logits = fusion(audio, text, vision, train=train), None, None
-        if self.substitute in batch.streams:
-            missing = fusion(audio, batch.streams[self.substitute], vision, train=train)
-            heard = jnp.any(text.mask, -1, keepdims=True)
-            logits = jnp.where(heard, full.logits, missing.logits)
-        return Output(full.logits if logits is None else logits, {'full': full, 'missing': missing})
+        if self.substitute not in batch.streams:
+            full = fusion(audio, (text,), vision, train=train)
+            return Output(full.logits, {'full': full, 'missing': None})
+        both = fusion(audio, (text, batch.streams[self.substitute]), vision, train=train)
+        full, missing = (Pass(*(part[k] for part in (jnp.split(x, 2) for x in both))) for k in (0, 1))
+        heard = jnp.any(text.mask, -1, keepdims=True)
+        return Output(jnp.where(heard, full.logits, missing.logits), {'full': full, 'missing': missing})
 
 
 class Fusion(nn.Module):
-    """One pass. Attributes: as those of `Model`."""
+    """One pass for each text, one behind the other in the results. Attributes: as those of `Model`."""
 
     classes: int
     width: int
@@ -103,7 +106,7 @@ class Fusion(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, audio: Stream, text: Stream, video: Stream, *, train: bool) -> Pass:
+    def __call__(self, audio: Stream, texts: tuple[Stream, ...], video: Stream, *, train: bool) -> Pass:
         def dense(x, widths, name):
             """Dense layers with ReLU and dropout after every one."""
             for k, width in enumerate(widths):
@@ -113,8 +116,10 @@ class Fusion(nn.Module):
 
         names, g = ('audio', 'text', 'video'), self.width
         steps, vectors = {}, {}
-        for name, (x, mask) in zip(names, (audio, text, video), strict=True):
-            x = nn.Dense(g, name=f'steps_{name}')(jnp.where(mask[..., None], x, 0))
+        for name, given in zip(names, ((audio,), texts, (video,)), strict=True):
+            project, longest = WideDense(g, name=f'steps_{name}'), max(stream.x.shape[1] for stream in given)
+            projected = [(project(x), mask) for x, mask in (fit(stream, longest) for stream in given)]
+            x, mask = (jnp.concatenate(parts * (len(texts) // len(given))) for parts in zip(*projected, strict=True))
             steps[name] = x, mask
             pooled = Pool(self.step_dropout, name=f'pool_{name}')(x, mask, train=train)
             vectors[name] = dense(pooled, (g, g), f'vector_{name}')
