@@ -81,7 +81,7 @@ class Model(Checked):
             raise ValueError(f'rja: {self.streams[1]}: found {x.shape[-1]} features, expected a multiple of '
                              f'{self.regions} (its field `regions`)')
         x = x.reshape(*x.shape[:2], self.regions, -1)
-        seen = nn.relu(on_rows(nn.Dense(self.width, name='look_vision'), x))
+        seen: Array = nn.relu(on_rows(nn.Dense(self.width, name='look_vision'), x))
         seen = on_rows(nn.Dense(self.regions, use_bias=False, name='look_regions'), seen)
         heard = nn.relu(nn.Dense(self.width, name='look_audio')(guide))
         heard = nn.Dense(self.regions, use_bias=False, name='look_guide')(heard)
