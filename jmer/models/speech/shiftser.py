@@ -22,7 +22,6 @@ from jmer.layers.checked import Checked
 from jmer.layers.graph import softmax
 from jmer.layers.mlp import on_rows
 from jmer.layers.pooling import pool
-from jmer.layers.postnorm import mix
 from jmer.layers.recurrent import BiLSTM
 from jmer.layers.transformer import layer_norm
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -182,19 +181,32 @@ class RelativeAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t d']:
-        q, k, v = jnp.split(on_rows(nn.Dense(3 * x.shape[-1], name='query_key_value'), x), 3, -1)
-        q, k = (y.reshape(*y.shape[:2], self.heads, -1) for y in (q, k))
-        scores = jnp.einsum('bthk,bshk->bhts', q, k)
+        rows = on_rows(nn.Dense(3 * x.shape[-1], name='query_key_value'), x)
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2) for y in jnp.split(rows, 3, -1))
+        scores = jnp.einsum('bhtk,bhsk->bhts', q, k)
         if self.relative:
             shape = 2 * self.length - 1, q.shape[-1]
             table = self.param('distances', nn.initializers.normal(1.0), shape)
-            steps = jnp.arange(x.shape[1])
-            distances = table[steps[:, None] - steps[None] + self.length - 1]
-            scores += jnp.einsum('bthk,tsk->bhts', q, distances)
+            near = table[self.length - x.shape[1]:self.length + x.shape[1] - 1]
+            scores += by_distance(q, near[::-1])
             if self.relative == 'relative_key_query':
-                scores += jnp.einsum('bshk,tsk->bhts', k, distances)
-        scores *= q.shape[-1]**-0.5
-        return mix(softmax(scores, jnp.broadcast_to(mask[:, None, None], scores.shape)), v)
+                scores += by_distance(k, near).swapaxes(2, 3)
+        weights = softmax(scores * q.shape[-1]**-0.5, jnp.broadcast_to(mask[:, None, None], scores.shape))
+        return jnp.einsum('bhts,bhsk->bhtk', weights, v).swapaxes(1, 2).reshape(x.shape)
+
+
+def by_distance(x: Float[Array, 'b h t k'], table: Float[Array, '2*{x.shape[2]}-1 k']) -> Float[Array, 'b h t t']:
+    """Each step times the vector of its distance to each step s: row s - t + T - 1 of the table for step t of T.
+
+    A step is multiplied with the whole table and needs T rows of it, which begin one row earlier than for the step
+    before; reshaping picks them. A vector for every pair of steps, and its gradient, would cost more than the rows
+    that nobody needs.
+    """
+    b, h, t, k = x.shape
+    if t == 1:
+        return x @ table.T[None, None]
+    rows = (x.reshape(-1, k) @ table.T).reshape(b, h, -1)
+    return rows[..., t - 1:-1].reshape(b, h, t, 2 * t - 2)[..., :t]
 
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:
