@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt32
 
+from jmer.layers.dense import on_rows, product
 from jmer.layers.dropout import drop, dropout, keep_mask, keep_probability, seeds
 from jmer.layers.pooling import pool
 from jmer.layers.position import positions
@@ -146,9 +147,8 @@ normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def dense(weights: Weights, x: Float[Array, '*b d']) -> Float[Array, '*b e']:
-    """x @ kernel + bias, on rows: XLA would transpose [b t d] in memory for its gradient."""
-    y = x.reshape(-1, x.shape[-1]) @ weights['kernel'] + weights['bias'][None]
-    return y.reshape(*x.shape[:-1], -1)
+    """x @ kernel + bias."""
+    return on_rows(lambda rows: product(rows, weights['kernel']) + weights['bias'][None], x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -274,8 +274,11 @@ def _layer(x, weights, read, seed, seen, last=None, *, heads, rates):
     keys, values = read or (y, y)
     if last is not None:
         x, y = (pool(z, last, 'last')[:, None] for z in (x, y))
-    q, k, v = (dense(weights[name], z) for name, z in
-               (('query', y), ('key', keys), ('value', values)))
+    if read or last is not None:
+        thirds = _split_weights(weights['query_key_value'], 3)
+        q, k, v = (dense(own, z) for own, z in zip(thirds, (y, keys, values), strict=True))
+    else:
+        q, k, v = jnp.split(dense(weights['query_key_value'], y), 3, -1)
     y = attend(q, k, v, seen, heads=heads, rate=attention, seed=seed[0])
     x = x + dropout(dense(weights['attention_out'], y), residual, seed[1])
     y = nn.relu(dense(weights['expand'], normalise(x)))
@@ -288,15 +291,17 @@ def _fold_norms(weights: Weights) -> Weights:
 
     So they are applied to matrices once and not to every step, and the source is normalised but once.
     """
-    read = _fold(weights['attention_norm'], weights['query_key_value'])
-    parts = zip(*(jnp.split(read[name], 3, axis=-1) for name in ('kernel', 'bias')), strict=True)
-    q, k, v = ({'kernel': kernel, 'bias': bias} for kernel, bias in parts)
     return {
-        'query': q, 'key': k, 'value': v,
+        'query_key_value': _fold(weights['attention_norm'], weights['query_key_value']),
         'attention_out': weights['attention_out'],
         'expand': _fold(weights['feedforward_norm'], weights['expand']),
         'contract': weights['contract'],
     }
+
+
+def _split_weights(weights: Weights, parts: int) -> list[Weights]:
+    kernels, biases = (jnp.split(weights[name], parts, axis=-1) for name in ('kernel', 'bias'))
+    return [{'kernel': kernel, 'bias': bias} for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 def _fold(norm: Weights, weights: Weights) -> Weights:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import drop, keep_mask, keep_probability, seeds
 from jmer.layers.graph import softmax
 from jmer.layers.masked import multiply
@@ -101,7 +102,7 @@ class DialogueRNN(nn.Module):
             xs['vector'] = jnp.broadcast_to(vector[None, :, 0], (len(x), self.attention_width))
             return {'key': self.attention_width}
         else:
-            dense = nn.Dense(self.global_width, use_bias=kind == 'general2', name='attention')
+            dense = Dense(self.global_width, use_bias=kind == 'general2', name='attention')
             xs['query'] = dense(x)
         return {}
 

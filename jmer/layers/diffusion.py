@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from jmer.layers.attention import Encoder
 from jmer.layers.conv import windows
+from jmer.layers.dense import Dense
 from jmer.types import Array, Stream
 
 Score = Callable[[Stream, Float[Array, 'b'], Stream], Float[Array, 'b t d']]
@@ -124,7 +125,7 @@ class ScoreNetwork(nn.Module):
         self, x: Stream, t: Float[Array, 'b'], condition: Stream | None = None
     ) -> Float[Array, 'b t d']:
         """The score of x at times t, zero where x is absent; without a condition nothing of it is read."""
-        time = nn.swish(nn.Dense(self.embed, name='time')(self._waves(t)))
+        time = nn.swish(Dense(self.embed, name='time')(self._waves(t)))
         levels, conditions, h = [], [], x
         for i, width in enumerate(self.channels):
             h = _convolve(h, width, f'down_{i}', stride=2 if i else 1)
@@ -156,7 +157,7 @@ class ScoreNetwork(nn.Module):
     def _level(self, h, condition, time, name, groups):
         """What follows a convolution: the condition, the time, normalisation, swish."""
         h = self._read(h, condition, name)
-        x = h.x + nn.Dense(h.x.shape[-1], name=f'time_{name}')(time)[:, None]
+        x = h.x + Dense(h.x.shape[-1], name=f'time_{name}')(time)[:, None]
         x = nn.swish(GroupNorm(groups, name=f'norm_{name}')(x, h.mask))
         return h._replace(x=jnp.where(h.mask[..., None], x, 0))
 
@@ -212,7 +213,7 @@ class Upsample(nn.Module):
 def _convolve(stream, width, name, stride=1, bias=False):
     """A convolution over three steps. A result is present if the step in its middle is."""
     seen = windows(stream.x, stream.mask, 3, stride=stride, before=1, after=1)
-    return Stream(nn.Dense(width, use_bias=bias, name=name)(seen), stream.mask[:, ::stride])
+    return Stream(Dense(width, use_bias=bias, name=name)(seen), stream.mask[:, ::stride])
 
 
 def _widen(stream, width, above, name):

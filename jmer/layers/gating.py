@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.transformer import layer_norm
 from jmer.types import Array, Stream
@@ -48,8 +49,8 @@ class AdaptationGate(nn.Module):
         for name, stream in streams.items():
             there = stream.mask.reshape(-1, 1)
             y: Array = jnp.where(there, stream.x.reshape(len(there), -1), 0)
-            gate = nn.relu(nn.Dense(d, name=f'gate_{name}')(jnp.concatenate([y, x], -1)))
-            shift += jnp.where(there, gate * nn.Dense(d, name=f'shift_{name}')(y), 0)
+            gate = nn.relu(Dense(d, name=f'gate_{name}')(jnp.concatenate([y, x], -1)))
+            shift += jnp.where(there, gate * Dense(d, name=f'shift_{name}')(y), 0)
         far = length(shift)
         ratio = self.beta * length(x) / (jnp.where(far == 0, 1, far) + 1e-6)
         x = layer_norm('norm')(jnp.minimum(ratio, 1) * shift + x)

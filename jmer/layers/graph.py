@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from jmer.layers.dense import Dense
 from jmer.layers.recurrent import BiGRU, BiLSTM, torch_uniform
 from jmer.types import Array, Batch
 
@@ -129,7 +130,7 @@ class RelationalConv(nn.Module):
             kernel = jnp.einsum('rn,nde->rde', mixture, basis)
         else:
             kernel = self.param('kernel', glorot, (relations, inputs, self.width))
-        own = nn.Dense(self.width, kernel_init=nn.initializers.glorot_uniform(), name='root')(x)
+        own = Dense(self.width, kernel_init=nn.initializers.glorot_uniform(), name='root')(x)
         sent = jnp.einsum('bsd,rde->brse', x, kernel)
         return own + jnp.einsum('brts,brse->bte', weights.astype(x.dtype), sent)
 
@@ -146,7 +147,7 @@ class GraphConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b u d'], graph: Bool[Array, 'b u u']) -> Float[Array, 'b u {self.width}']:
         read = jnp.einsum('bts,bsd->btd', graph.astype(x.dtype), x)
-        return nn.Dense(self.width, name='neighbours')(read) + nn.Dense(self.width, use_bias=False, name='root')(x)
+        return Dense(self.width, name='neighbours')(read) + Dense(self.width, use_bias=False, name='root')(x)
 
 
 class MatchingAttention(nn.Module):
@@ -165,7 +166,7 @@ class MatchingAttention(nn.Module):
         self, x: Float[Array, 'b u d'], seen: Bool[Array, 'b u u']
     ) -> tuple[Float[Array, 'b u d'], Float[Array, 'b u u']]:
         """The means, and their weights [b t s]."""
-        queries = nn.Dense(x.shape[-1], name='transform')(x)
+        queries = Dense(x.shape[-1], name='transform')(x)
         scores = jnp.einsum('btd,bsd->bts', queries, x)
         weights = softmax(jnp.tanh(scores) if self.squash else scores, seen)
         return jnp.einsum('bts,bsd->btd', weights, x), weights
@@ -318,14 +319,14 @@ class GraphAttention(nn.Module):
         """
         shape = self.heads, self.width
         init = nn.initializers.glorot_uniform()
-        sent = nn.Dense(self.heads * self.width, use_bias=self.dynamic, kernel_init=init, name='source')(x)
+        sent = Dense(self.heads * self.width, use_bias=self.dynamic, kernel_init=init, name='source')(x)
         sent = sent.reshape(*x.shape[:3], *shape)
         if self.dynamic:
-            asked = nn.Dense(self.heads * self.width, kernel_init=init, name='target')(x).reshape(sent.shape)
+            asked = Dense(self.heads * self.width, kernel_init=init, name='target')(x).reshape(sent.shape)
             kernel = self.param('score', init, shape)
             table = None
             if vectors is not None:
-                table = nn.Dense(self.heads * self.width, use_bias=False, kernel_init=init, name='relation')(vectors)
+                table = Dense(self.heads * self.width, use_bias=False, kernel_init=init, name='relation')(vectors)
             scores = self._dynamic(sent, asked, kernel, graph, relation, table)
         else:
             left, right = (jnp.einsum('bmuhd,hd->bmuh', sent, self.param(name, init, shape))
@@ -476,11 +477,11 @@ class TurnEncoder(nn.Module):
         self, x: Float[Array, 'b u d'], mask: Bool[Array, 'b u'], *, train: bool
     ) -> Float[Array, 'b u {self.width}']:
         if self.kind == 'none':
-            return jnp.tanh(nn.Dense(self.width, name='project')(x))
+            return jnp.tanh(Dense(self.width, name='project')(x))
         if self.kind not in ('lstm', 'gru'):
             raise ValueError(f"turn encoder: kind: found {self.kind!r}, expected 'lstm', 'gru' or 'none'")
-        x = nn.Dense(self.base, name='project')(x)
+        x = Dense(self.base, name='project')(x)
         layer = BiLSTM if self.kind == 'lstm' else BiGRU
         width = (1 + self.causal) * self.width
         x = layer(width, self.layers, self.dropout, self.causal, name='context')(x, mask, train=train)
-        return nn.Dense(self.width, name='out')(x)
+        return Dense(self.width, name='out')(x)

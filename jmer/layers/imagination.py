@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, PRNGKeyArray
 
 from jmer.layers.conv import windows
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
@@ -60,12 +61,12 @@ class TextCNN(nn.Module):
         x, mask = fit(stream, max(stream.x.shape[1], SIZES[-1]))
         largest = []
         for size in SIZES:
-            response = nn.relu(nn.Dense(self.channels, name=f'conv_{size}')(windows(x, mask, size)))
+            response = nn.relu(Dense(self.channels, name=f'conv_{size}')(windows(x, mask, size)))
             whole = mask[:, size - 1:]
             first = jnp.arange(whole.shape[1])[None] == 0
             largest.append(pool(response, whole | (first & jnp.any(mask, -1, keepdims=True)), 'max'))
         x = Dropout(self.dropout, name='dropout')(jnp.concatenate(largest, -1), train=train)
-        return nn.relu(nn.Dense(self.width, name='embed')(x))
+        return nn.relu(Dense(self.width, name='embed')(x))
 
 
 class Encoders(nn.Module):
@@ -113,10 +114,10 @@ class Bottleneck(nn.Module):
         """The narrowest layer, and what the decoder makes of it."""
         latent = x
         for k, width in enumerate(self.widths):
-            latent = nn.Dense(width, name=f'encode_{k}')(nn.leaky_relu(latent) if k else latent)
+            latent = Dense(width, name=f'encode_{k}')(nn.leaky_relu(latent) if k else latent)
         out = latent
         for k, width in enumerate((*self.widths[-2::-1], x.shape[-1])):
-            out = nn.Dense(width, name=f'decode_{k}')(nn.relu(out) if k else out)
+            out = Dense(width, name=f'decode_{k}')(nn.relu(out) if k else out)
         return latent, out
 
 
@@ -138,11 +139,11 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b d'], present: Bool[Array, 'b'], *, train: bool) -> Float[Array, 'b c']:
         for k, width in enumerate(self.widths):
-            x = nn.relu(nn.Dense(width, name=f'dense_{k}')(x))
+            x = nn.relu(Dense(width, name=f'dense_{k}')(x))
             if self.batch_norm:
                 x = BatchNorm(name=f'norm_{k}')(x, present, train=train)
             x = Dropout(self.dropout, name=f'dropout_{k}')(x, train=train)
-        return nn.Dense(self.classes, name='out')(x)
+        return Dense(self.classes, name='out')(x)
 
 
 def complement(complete: Batch, batch: Batch) -> Batch:

@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Bool, Float, Int
 
+from jmer.layers.dense import kernel_gradient, on_rows, product
 from jmer.types import Array
 
 FRONTS = 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7
@@ -56,13 +57,13 @@ def rows_of(mask: Bool[Array, '*b t']) -> Rows:
 # One seed after the other, it stays a branch.
 @jax.custom_vjp
 @sequential_vmap
-def product(x: Float[Array, 'n d'], kernel: Float[Array, 'd e'], rows: Rows) -> Float[Array, 'n e']:
+def product_of_present(x: Float[Array, 'n d'], kernel: Float[Array, 'd e'], rows: Rows) -> Float[Array, 'n e']:
     """x @ kernel where something is present, zero elsewhere."""
     return _of_present(lambda x: x @ kernel, x, rows)
 
 
 def _product_forward(x, kernel, rows):
-    return product(x, kernel, rows), (x, kernel, rows)
+    return product_of_present(x, kernel, rows), (x, kernel, rows)
 
 
 def _product_backward(saved, dy):
@@ -78,11 +79,11 @@ def _input_gradient(kernel, dy, rows):
 
 @sequential_vmap
 def _kernel_gradient(x, dy, rows):
-    return _in_front(rows, lambda number, there: _pick(x, number, there).T @ dy[number],
-                     lambda: _cleared(x, rows).T @ dy)
+    return _in_front(rows, lambda number, there: kernel_gradient(_pick(x, number, there), dy[number]),
+                     lambda: kernel_gradient(_cleared(x, rows), dy))
 
 
-product.defvjp(_product_forward, _product_backward)
+product_of_present.defvjp(_product_forward, _product_backward)
 
 
 def _of_present(function: Callable[[Array], Array], x: Array, rows: Rows) -> Array:
@@ -125,14 +126,14 @@ def multiply(
     """x @ kernel at the present steps, zero elsewhere."""
     mask = jnp.asarray(mask)
     if skips(mask.size, *kernel.shape):
-        y = product(x.reshape(-1, x.shape[-1]), kernel, rows_of(mask)).reshape(*mask.shape, -1)
+        y = on_rows(lambda x: product_of_present(x, kernel, rows_of(mask)), x)
     else:
-        y = jnp.where(mask[..., None], x, 0) @ kernel
+        y = on_rows(lambda x: product(x, kernel), jnp.where(mask[..., None], x, 0))
     return checkpoint_name(y, DENSE)
 
 
 class MaskedDense(nn.Module):
-    """`nn.Dense` of the present steps; elsewhere it gives its bias. Attributes: width; use_bias."""
+    """`Dense` of the present steps; elsewhere it gives its bias. Attributes: width; use_bias."""
 
     width: int
     use_bias: bool = True

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
 from jmer.layers.transformer import layer_norm
@@ -54,7 +55,7 @@ class PostNorm(nn.Module):
     ) -> tuple[Float[Array, 'b t d'], Float[Array, 'b h t t']]:
         """mask: True where query t sees key s."""
         def dense(width, name):
-            return nn.Dense(width, kernel_init=_xavier, name=name)
+            return Dense(width, kernel_init=_xavier, name=name)
 
         def drop(x, rate, name):
             return Dropout(rate, name=f'dropout_{name}')(x, train=train)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer.layers.conv import windows
+from jmer.layers.dense import Dense
 from jmer.layers.pooling import pool
 from jmer.types import Array
 
@@ -29,12 +30,12 @@ class ResidualGroup(nn.Module):
             raise ValueError(f'residual group: found {d} channels, expected reduction={self.reduction} or more')
 
         def convolve(x, name):
-            return nn.Dense(d, name=name)(windows(x, mask, 3, before=1, after=1))
+            return Dense(d, name=name)(windows(x, mask, 3, before=1, after=1))
 
         y = x
         for i in range(self.blocks):
             added = convolve(nn.relu(convolve(y, f'block_{i}_conv_0')), f'block_{i}_conv_1')
-            gate = nn.relu(nn.Dense(d // self.reduction, name=f'block_{i}_squeeze')(pool(added, mask, 'mean')))
-            gate = nn.sigmoid(nn.Dense(d, name=f'block_{i}_excite')(gate))
+            gate = nn.relu(Dense(d // self.reduction, name=f'block_{i}_squeeze')(pool(added, mask, 'mean')))
+            gate = nn.sigmoid(Dense(d, name=f'block_{i}_excite')(gate))
             y = y + added * gate[:, None]
         return jnp.where(mask[..., None], x + convolve(y, 'out'), 0)

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
@@ -30,9 +31,9 @@ class PooledNet(nn.Module):
     ) -> Float[Array, 'b {self.width}']:
         there = jnp.any(stream.mask, -1)
         x = BatchNorm(name='norm')(pool(stream.x, stream.mask, self.pooling), there & present, train=train)
-        x = nn.Dropout(self.dropout, name='dropout')(x, deterministic=not train)
+        x = Dropout(self.dropout, name='dropout')(x, train=train)
         for k in (1, 2, 3):
-            x = nn.relu(nn.Dense(self.width, name=f'linear_{k}')(x))
+            x = nn.relu(Dense(self.width, name=f'linear_{k}')(x))
         return jnp.where(there[:, None], x, 0.0)
 
 
@@ -52,8 +53,8 @@ class LastStateNet(nn.Module):
     @nn.compact
     def __call__(self, stream: Stream, *, train: bool) -> Float[Array, 'b {self.width}']:
         x = pool(LSTM(self.hidden, name='lstm')(stream.x, stream.mask), stream.mask, 'last')
-        x = nn.Dropout(self.dropout, name='dropout')(x, deterministic=not train)
-        x = nn.Dense(self.width, name='linear')(x)
+        x = Dropout(self.dropout, name='dropout')(x, train=train)
+        x = Dense(self.width, name='linear')(x)
         return jnp.where(jnp.any(stream.mask, -1)[:, None], x, 0.0)
 
 
@@ -75,6 +76,6 @@ class FeatureHead(nn.Module):
         self, x: Float[Array, 'b d'], *, train: bool
     ) -> tuple[Float[Array, 'b {self.hidden}'], Float[Array, 'b {self.classes}']]:
         x = Dropout(self.dropout, name='dropout')(x, train=train)
-        feature = nn.relu(nn.Dense(self.hidden, name='dense_1')(x))
-        x = nn.relu(nn.Dense(self.hidden, name='dense_2')(feature))
-        return feature, nn.Dense(self.classes, name='dense_3')(x)
+        feature = nn.relu(Dense(self.hidden, name='dense_1')(x))
+        x = nn.relu(Dense(self.hidden, name='dense_2')(feature))
+        return feature, Dense(self.classes, name='dense_3')(x)

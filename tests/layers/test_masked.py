@@ -103,7 +103,7 @@ def test_seeds_skip_what_each_of_them_lacks():
 
     def gradients(x, kernel, mask):
         return jax.value_and_grad(
-            lambda *given: jnp.sum(jnp.sin(masked.product(*given, masked.rows_of(mask)))), (0, 1))(x, kernel)
+            lambda *given: jnp.sum(jnp.sin(masked.product_of_present(*given, masked.rows_of(mask)))), (0, 1))(x, kernel)
 
     together = jax.jit(jax.vmap(gradients))
     for k in range(2):

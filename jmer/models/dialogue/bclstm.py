@@ -17,6 +17,8 @@ import jax.numpy as jnp
 
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
+from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiLSTM
 from jmer.types import Array, Batch, Output, Variables
@@ -50,18 +52,18 @@ class Model(Checked):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         x: Array = jnp.concatenate([turn_vectors(batch.streams[name]) for name in self.streams], -1)
-        x = nn.Dropout(self.input_dropout, name='dropout_input')(x, deterministic=not train)
+        x = Dropout(self.input_dropout, name='dropout_input')(x, train=train)
         x = BiLSTM(self.width, self.layers, self.dropout, self.causal, name='lstm')(x, batch.present, train=train)
         aux = {'context': x}
         if self.attention:
             x, aux['attention'] = self._attend(x, batch.present)
-        x = nn.relu(nn.Dense(self.hidden, name='hidden')(x))
-        x = nn.Dropout(self.dropout, name='dropout_head')(x, deterministic=not train)
-        return Output(nn.Dense(self.classes, name='head')(x), aux)
+        x = nn.relu(Dense(self.hidden, name='hidden')(x))
+        x = Dropout(self.dropout, name='dropout_head')(x, train=train)
+        return Output(Dense(self.classes, name='head')(x), aux)
 
     def _attend(self, x, mask):
         """Every turn's mean over the dialogue, weighted by tanh of a bilinear score; [b u u] weights."""
-        queries = nn.Dense(x.shape[-1], name='attention')(x)
+        queries = Dense(x.shape[-1], name='attention')(x)
         scores = jnp.tanh(jnp.einsum('bud,bsd->bus', queries, x))
         both = mask[:, :, None] & mask[:, None, :]
         both = jnp.tril(both) if self.causal else both

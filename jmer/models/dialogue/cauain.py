@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import complete, same_speaker, softmax
 from jmer.layers.pooling import turn_vectors
@@ -50,26 +51,26 @@ class Model(Checked):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         x: Array = jnp.concatenate([turn_vectors(batch.streams[name]) for name in self.streams], -1)
-        x = Dropout(self.dropout, name='dropout')(nn.Dense(self.width, name='project')(x), train=train)
+        x = Dropout(self.dropout, name='dropout')(Dense(self.width, name='project')(x), train=train)
         h = BiGRU(self.width, causal=self.causal, name='gru')(x, batch.present, train=train)
         causes, aux = self._causes(h, batch)
-        h = nn.relu(nn.Dense(self.hidden, name='hidden')(causes))
+        h = nn.relu(Dense(self.hidden, name='hidden')(causes))
         h = Dropout(self.dropout, name='dropout_head')(h, train=train)
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
     def _causes(self, h: Array, batch: Batch) -> tuple[Array, dict[str, Any]]:
         """What every turn finds in values and in queries of the turns it looks at, side by side."""
         width = h.shape[-1]
         speakers = jnp.zeros(h.shape[:2], int) if batch.speakers is None else batch.speakers
         # Keys have no bias: it would add the same to all scores of a turn.
-        query, value = (nn.Dense(width, name=name)(h) for name in ('query', 'value'))
-        key = nn.Dense(width, use_bias=False, name='key')(h)
+        query, value = (Dense(width, name=name)(h) for name in ('query', 'value'))
+        key = Dense(width, use_bias=False, name='key')(h)
         kinds = {'intra': same_speaker(speakers), 'inter': ~same_speaker(speakers)}
         scores, values = {}, {}
         for kind, name in (('intra', self.intra), ('inter', self.inter)):
             clue = turn_vectors(batch.streams[name])
-            keys = key + nn.Dense(width, use_bias=False, name=f'key_{kind}')(clue)
-            values[kind] = value + nn.Dense(width, use_bias=False, name=f'value_{kind}')(clue)
+            keys = key + Dense(width, use_bias=False, name=f'key_{kind}')(clue)
+            values[kind] = value + Dense(width, use_bias=False, name=f'value_{kind}')(clue)
             scores[kind] = jnp.einsum('btd,bsd->bts', query, keys) / self.width**0.5
         seen = jnp.tril(complete(batch.present))
         weights = softmax(jnp.where(kinds['intra'], scores['intra'], scores['inter']), seen)

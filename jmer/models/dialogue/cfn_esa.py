@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader, require_streams, stack
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout, keep_probability
 from jmer.layers.masked import MaskedDense
 from jmer.layers.pooling import turn_mask, turn_vectors
@@ -87,7 +88,7 @@ class Model(Checked):
         x = Dropout(self.dropout, name='dropout_fused')(x, train=train)
         fused, twin = x[::passes], x[passes - 1::passes]
         aux = {'recurrent': read, 'fused': fused, 'shift': self._shift(fused, twin, train)}
-        return Output(nn.Dense(self.classes, name='head')(fused), aux)
+        return Output(Dense(self.classes, name='head')(fused), aux)
 
     def _recur(self, batch: Batch, there: dict[str, Array], train: bool) -> dict[str, Array]:
         """Every stream read by the recurrent layers, which are shared: the streams pass them as one batch."""
@@ -102,10 +103,10 @@ class Model(Checked):
 
     def _shift(self, x: Array, twin: Array, train: bool) -> Array:
         """Scores of 'the same' and 'changed' for every two turns, [b u u 2]."""
-        first = nn.Dense(self.shift_hidden, name='shift_first')(x)[:, :, None]
-        second = nn.Dense(self.shift_hidden, use_bias=False, name='shift_second')(twin)[:, None]
+        first = Dense(self.shift_hidden, name='shift_first')(x)[:, :, None]
+        second = Dense(self.shift_hidden, use_bias=False, name='shift_second')(twin)[:, None]
         h = Dropout(self.dropout, name='dropout_shift')(nn.relu(first + second), train=train)
-        return nn.Dense(2, name='shift')(h)
+        return Dense(2, name='shift')(h)
 
 
 class Recurrent(nn.Module):

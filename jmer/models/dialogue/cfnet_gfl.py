@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.transformer import Attention, layer_norm
@@ -81,8 +82,8 @@ class Model(Checked):
         i = self._learn('interaction', self.interaction_layers, c, nodes, interaction, train)
         joined = jnp.concatenate([x, c, i], -1).swapaxes(1, 2)
         joined = joined.reshape(*joined.shape[:2], -1)
-        h = Dropout(self.dropout, name='dropout_head')(nn.relu(nn.Dense(self.width, name='fuse')(joined)), train=train)
-        return Output(nn.Dense(self.classes, name='head')(h), {'cross': x, 'context': c, 'interaction': i})
+        h = Dropout(self.dropout, name='dropout_head')(nn.relu(Dense(self.width, name='fuse')(joined)), train=train)
+        return Output(Dense(self.classes, name='head')(h), {'cross': x, 'context': c, 'interaction': i})
 
     def _cross(self, k: int, x: Array, nodes: Bool[Array, 'b m u'], batch: Batch, train: bool) -> Array:
         """A layer of the cross-modal module, in which every stream reads every other one, [b m u d]."""
@@ -102,8 +103,8 @@ class Model(Checked):
         """The second half of a transformer layer, behind its attention."""
         x = layer_norm(f'norm_{name}')(x + Dropout(self.dropout, name=f'dropout_{name}')(found, train=train))
         h = Dropout(self.dropout, name=f'dropout_hidden_{name}')(
-            nn.relu(nn.Dense(self.hidden, name=f'expand_{name}')(x)), train=train)
-        h = nn.Dense(self.width, name=f'contract_{name}')(h)
+            nn.relu(Dense(self.hidden, name=f'expand_{name}')(x)), train=train)
+        h = Dense(self.width, name=f'contract_{name}')(h)
         return layer_norm(f'norm_hidden_{name}')(x + h)
 
     def _graphs(self, nodes: Bool[Array, 'b m u'], batch: Batch) -> tuple[graph.ModalGraph, graph.ModalGraph]:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.position import interleaved
@@ -68,20 +69,20 @@ class Model(Checked):
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         nodes = graph.modal_nodes(batch, self.streams)
         place = interleaved(graph.places(batch.present), self.width)
-        x = [nn.Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name])) + place
-             for name in self.streams]
+        x: list[Array] = [Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name])) + place
+                          for name in self.streams]
         near = graph.window(batch.present, self.near, 0 if self.causal else self.near)
         for k in range(self.layers):
             x = [Reading(self.streams, self.heads, self.hidden, self.dropout, name=f'{name}_layer_{k}')(
                 h, x, near[:, None] & nodes[:, :, None], train=train) for name, h in zip(self.streams, x, strict=True)]
         joined = jnp.concatenate([jnp.where(nodes[:, m, :, None], h, 0) for m, h in enumerate(x)], -1)
-        fused: Array = nn.relu(nn.Dense(self.width, name='join')(joined))
+        fused: Array = nn.relu(Dense(self.width, name='join')(joined))
         refined = self._refine(fused, batch, train)
         h = Dropout(self.dropout, name='dropout_head')(jnp.concatenate([fused, refined], -1), train=train)
         aux = {'streams': dict(zip(self.streams, x, strict=True)), 'fused': fused, 'refined': refined}
         if self.sentiment:
-            aux['sentiment'] = nn.Dense(self.sentiments, name='head_sentiment')(h)
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+            aux['sentiment'] = Dense(self.sentiments, name='head_sentiment')(h)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
     def _refine(self, x: Array, batch: Batch, train: bool) -> Array:
         """The relational convolution and the transformer layer."""
@@ -116,8 +117,8 @@ class Reading(nn.Module):
         for m, (name, source) in enumerate(zip(self.streams, sources, strict=True)):
             found += Attention(self.heads, self.dropout, name=f'read_{name}')(x, source, seen[:, m], train=train)
         x = layer_norm('attention_norm')(x + drop(found, 'found'))
-        y = drop(nn.relu(nn.Dense(self.hidden, name='expand')(x)), 'hidden')
-        return layer_norm('feedforward_norm')(x + drop(nn.Dense(x.shape[-1], name='contract')(y), 'out'))
+        y = drop(nn.relu(Dense(self.hidden, name='expand')(x)), 'hidden')
+        return layer_norm('feedforward_norm')(x + drop(Dense(x.shape[-1], name='contract')(y), 'out'))
 
 
 def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiGRU
 from jmer.types import Array, Batch, Output, Variables
@@ -48,10 +49,10 @@ class Model(Checked):
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         x: Array = jnp.concatenate([turn_vectors(batch.streams[name]) for name in self.streams], -1)
         x = BiGRU(self.width, self.layers, self.dropout, name='gru')(x, batch.present, train=train)
-        halves = [self._attend(nn.Dense(self.width, name=f'attend_{name}')(half), batch.present)
+        halves = [self._attend(Dense(self.width, name=f'attend_{name}')(half), batch.present)
                   for name, half in zip(('forward', 'backward'), jnp.split(x, 2, -1), strict=True)]
         x = jnp.concatenate(halves, -1)
-        return Output(nn.Dense(self.classes, name='head')(x), {'features': x})
+        return Output(Dense(self.classes, name='head')(x), {'features': x})
 
     def _attend(self, x: Float[Array, 'b u d'], mask: Bool[Array, 'b u']) -> Float[Array, 'b u d']:
         both = mask[:, :, None] & mask[:, None]

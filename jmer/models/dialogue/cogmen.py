@@ -21,6 +21,7 @@ from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.attention import attend
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import turn_vectors
@@ -81,9 +82,9 @@ class Model(Checked):
         aux = {'context': x, 'graph': h, 'edges': edges, 'relation': relation}
         h = jnp.concatenate([x, h], -1) if self.keep_context else h
         h = self._highway(h) if self.highway else h
-        h = nn.relu(nn.Dense(self.hidden, name='hidden')(h))
+        h = nn.relu(Dense(self.hidden, name='hidden')(h))
         h = Dropout(self.dropout, name='dropout_head')(h, train=train)
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
     def _context(self, x: Array, present: Array, train: bool):
         if self.context in ('lstm', 'gru'):
@@ -95,16 +96,16 @@ class Model(Checked):
         for k in range(self.layers):
             x = PostNormLayer(heads, self.transformer_hidden, dropout=self.dropout, hidden_dropout=self.dropout,
                               name=f'transformer_{k}')(x, present, train=train)
-        return nn.Dense(self.hidden, name='context')(x)
+        return Dense(self.hidden, name='context')(x)
 
     def _transform(self, x, edges):
         """The graph transformer (Shi et al., IJCAI 2021): attention along the edges, beside a linear layer."""
         width = self.hidden * self.graph_heads
-        q, k, v = (nn.Dense(width, name=name)(x) for name in ('query', 'key', 'value'))
-        return attend(q, k, v, edges, heads=self.graph_heads) + nn.Dense(width, name='skip')(x)
+        q, k, v = (Dense(width, name=name)(x) for name in ('query', 'key', 'value'))
+        return attend(q, k, v, edges, heads=self.graph_heads) + Dense(width, name='skip')(x)
 
     def _highway(self, x):
-        new, old, gate = (nn.Dense(x.shape[-1], name=f'highway_{name}')(x) for name in ('new', 'old', 'gate'))
+        new, old, gate = (Dense(x.shape[-1], name=f'highway_{name}')(x) for name in ('new', 'old', 'gate'))
         gate = nn.sigmoid(gate)
         return gate * nn.relu(new) + (1 - gate) * old
 

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import complete, speakers_of
 from jmer.layers.pooling import pool
@@ -55,7 +56,7 @@ class Model(Checked):
         steps = {name: self._steps(name, batch.streams[name]) for name in self.streams}
         read = [self._read(name, source, steps, train) for name in self.streams for source in self.streams]
         joined = jnp.concatenate(read, -1).reshape(*batch.present.shape, -1)
-        x: Array = nn.relu(nn.Dense(self.width, name='turn')(joined))
+        x: Array = nn.relu(Dense(self.width, name='turn')(joined))
         x = Dropout(self.dropout, name='dropout_turn')(x, train=train)
         if batch.speakers is not None:
             table = self.param('speakers', nn.initializers.normal(0.1), (self.speakers, self.width))
@@ -65,7 +66,7 @@ class Model(Checked):
         seen = jnp.tril(seen) if self.causal else seen
         attended = Attention(self.heads, self.dropout, name='attention')(h, h, seen, train=train)
         h = Dropout(self.dropout, name='dropout_head')(jnp.concatenate([h, attended], -1), train=train)
-        return Output(nn.Dense(self.classes, name='head')(h), {'turns': joined, 'context': h})
+        return Output(Dense(self.classes, name='head')(h), {'turns': joined, 'context': h})
 
     def _steps(self, name: str, stream: Stream) -> Stream:
         """The steps of every turn, [b*u t width], with positions."""
@@ -73,7 +74,7 @@ class Model(Checked):
         if x.ndim == 3:
             x, mask = x[:, :, None], mask[:, :, None]
         x, mask = (a.reshape(-1, *a.shape[2:]) for a in (x, mask))
-        x = nn.Dense(self.width, name=f'project_{name}')(jnp.where(mask[..., None], x, 0))
+        x = Dense(self.width, name=f'project_{name}')(jnp.where(mask[..., None], x, 0))
         return Stream(x + interleaved(jnp.cumsum(mask, -1) - 1, self.width), mask)
 
     def _read(self, name: str, source: str, steps: dict[str, Stream], train: bool) -> Array:

@@ -20,6 +20,8 @@ from jaxtyping import Bool, Float
 from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
+from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import gru_cell, gru_hidden, gru_params, recur, torch_uniform
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -62,7 +64,7 @@ class Model(Checked):
         speakers = graph.speakers_of(batch, jnp.iinfo(jnp.int32).max)
         edges = graph.predecessors(batch.present, speakers, self.own_turns)
         same = graph.same_speaker(speakers)
-        states: list[Array] = [nn.relu(nn.Dense(self.hidden, name='project')(x))]
+        states: list[Array] = [nn.relu(Dense(self.hidden, name='project')(x))]
         for k in range(self.layers):
             layer = Layer(self.hidden, self.gather, self.relations, name=f'layer_{k}')
             states.append(layer(states[-1], edges, same))
@@ -72,9 +74,9 @@ class Model(Checked):
             x = graph.MatchingAttention(name='attention')(x, seen)[0]
         aux = {'layers': x, 'edges': edges}
         for k in range(self.head_layers):
-            x = nn.relu(nn.Dense(self.hidden, name=f'hidden_{k}')(x))
-        x = nn.Dropout(self.dropout, name='dropout_head')(x, deterministic=not train)
-        return Output(nn.Dense(self.classes, name='head')(x), aux)
+            x = nn.relu(Dense(self.hidden, name=f'hidden_{k}')(x))
+        x = Dropout(self.dropout, name='dropout_head')(x, train=train)
+        return Output(Dense(self.classes, name='head')(x), aux)
 
     def _check(self) -> None:
         if self.gather not in KINDS:
@@ -102,7 +104,7 @@ class Layer(nn.Module):
             'turn': x @ turn['input_kernel'] + turn['bias'][None, None],
             'state': x,
             'read': x @ hidden['kernel'] + hidden['bias'][None, None],
-            'query': nn.Dense(d, name='query')(x) if self.gather == 'dot' else jnp.ones((b, u, 1), x.dtype),
+            'query': Dense(d, name='query')(x) if self.gather == 'dot' else jnp.ones((b, u, 1), x.dtype),
         }
         weights = {
             'turn': gru_hidden(turn),

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from jmer import losses
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiGRU
@@ -58,11 +59,11 @@ class Model(Checked):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         nodes = graph.modal_nodes(batch, self.streams)
-        x: Array = jnp.stack([jnp.tanh(nn.Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name])))
+        x: Array = jnp.stack([jnp.tanh(Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name])))
                               for name in self.streams], 1)
         x = Dropout(self.dropout, name='dropout')(x, train=train)
-        own, shared = self._each('own', self.width, x), nn.Dense(self.width, name='shared')(x)
-        joined = nn.relu(nn.Dense(self.width, name='join')(jnp.concatenate([own, shared], -1)))
+        own, shared = self._each('own', self.width, x), Dense(self.width, name='shared')(x)
+        joined = nn.relu(Dense(self.width, name='join')(jnp.concatenate([own, shared], -1)))
         certainty = nn.sigmoid(self._each('certainty', 1, joined)[..., 0])
         contribution = normalised(certainty, nodes)
         fused = jnp.einsum('bmu,bmud->bud', contribution, joined)
@@ -70,11 +71,11 @@ class Model(Checked):
         h = Dropout(self.dropout, name='dropout_head')(jnp.concatenate([fused, nn.relu(h)], -1), train=train)
         aux = {'own': own, 'shared': shared, 'nodes': nodes, 'certainty': certainty, 'contribution': contribution,
                'alone': self._each('head', self.classes, joined)}
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
     def _each(self, name: str, width: int, x: Float[Array, 'b m u d']) -> Float[Array, 'b m u e']:
         """A linear layer for each modality."""
-        return jnp.stack([nn.Dense(width, name=f'{name}_{stream}')(x[:, m])
+        return jnp.stack([Dense(width, name=f'{name}_{stream}')(x[:, m])
                           for m, stream in enumerate(self.streams)], 1)
 
     def _refuse(self, x: Float[Array, 'b u d'], batch: Batch, train: bool) -> Float[Array, 'b u d']:
@@ -86,8 +87,8 @@ class Model(Checked):
         made = x
         for name, of in (('speaker', seen & same), ('others', seen & ~same)):
             found, _ = graph.MatchingAttention(name=f'attend_{name}')(context, of)
-            told = nn.Dense(self.width, use_bias=False, name=f'tell_{name}')(found)
-            gate = nn.sigmoid(nn.Dense(self.width, name=f'gate_{name}')(jnp.concatenate([x, told], -1)))
+            told = Dense(self.width, use_bias=False, name=f'tell_{name}')(found)
+            gate = nn.sigmoid(Dense(self.width, name=f'gate_{name}')(jnp.concatenate([x, told], -1)))
             made = made + gate * told
         return made
 

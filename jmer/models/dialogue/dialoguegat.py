@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiGRU
@@ -58,10 +59,10 @@ class Model(Checked):
         read = [BiGRU(self.width, causal=self.causal, name=f'gru_{name}')(
             turn_vectors(batch.streams[name]), batch.present, train=train) for name in self.streams]
         joined: Array = jnp.concatenate(self._attend(read, batch, train), -1)
-        fused: Array = nn.relu(nn.Dense(self.hidden, name='join')(joined))
+        fused: Array = nn.relu(Dense(self.hidden, name='join')(joined))
         around = self._graph(fused, batch, train)
         h = Dropout(self.dropout, name='dropout_head')(jnp.concatenate([fused, around], -1), train=train)
-        return Output(nn.Dense(self.classes, name='head')(h), {'fused': fused, 'graph': around})
+        return Output(Dense(self.classes, name='head')(h), {'fused': fused, 'graph': around})
 
     def _attend(self, read: list[Array], batch: Batch, train: bool) -> list[Array]:
         """The main stream, and what it finds in each of the others."""

@@ -21,7 +21,9 @@ import jax.numpy as jnp
 from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dialogue_rnn import DialogueRNN
+from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiGRU, BiLSTM
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -86,15 +88,15 @@ class Model(Checked):
         if self.attention:
             seen = graph.window(batch.present, -1, 0 if self.causal else -1)
             x, aux['attention'] = graph.MatchingAttention(name='attention')(x, seen)
-        x = nn.relu(nn.Dense(self.hidden, name='hidden')(x))
-        x = nn.Dropout(self.dropout, name='dropout_head')(x, deterministic=not train)
-        return Output(nn.Dense(self.classes, name='head')(x), aux)
+        x = nn.relu(Dense(self.hidden, name='hidden')(x))
+        x = Dropout(self.dropout, name='dropout_head')(x, train=train)
+        return Output(Dense(self.classes, name='head')(x), aux)
 
     def _context(self, x: Array, batch: Batch, train: bool):
         if self.base not in BASES:
             raise ValueError(f'dialoguegcn: base: found {self.base!r}, expected one of {", ".join(BASES)}')
         if self.base == 'none':
-            return nn.Dense(2 * self.width, name='context')(x)
+            return Dense(2 * self.width, name='context')(x)
         if self.base == 'dialoguernn':
             speakers = graph.speakers_of(batch, jnp.iinfo(jnp.int32).max)
             return jnp.concatenate([self.recurrence(name)(x, speakers, batch.present, train=train)

@@ -19,7 +19,9 @@ import jax.numpy as jnp
 
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dialogue_rnn import DialogueRNN
+from jmer.layers.dropout import Dropout
 from jmer.layers.graph import MatchingAttention, complete
 from jmer.layers.pooling import turn_vectors
 from jmer.types import Array, Batch, Output, Variables
@@ -62,13 +64,12 @@ class Model(Checked):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         x: Array = jnp.concatenate([turn_vectors(batch.streams[name]) for name in self.streams], -1)
-        x = nn.Dropout(self.input_dropout, name='dropout_input')(x, deterministic=not train)
+        x = Dropout(self.input_dropout, name='dropout_input')(x, train=train)
         speakers = jnp.zeros(x.shape[:2], int) if batch.speakers is None else batch.speakers
         states = []
         for name in self.directions():
             state = self.recurrence(name)(x, speakers, batch.present, train=train)
-            dropout = nn.Dropout(self.direction_dropout, name=f'dropout_{name}')
-            states.append(dropout(state, deterministic=not train))
+            states.append(Dropout(self.direction_dropout, name=f'dropout_{name}')(state, train=train))
         x = jnp.concatenate(states, -1)
         aux: dict[str, Any] = {'context': x}
         if self.attention:
@@ -76,9 +77,9 @@ class Model(Checked):
             seen = jnp.tril(seen) if self.causal else seen
             x, aux['attention'] = MatchingAttention(squash=False, name='attention')(x, seen)
             aux['attended'] = x
-        x = nn.relu(nn.Dense(self.hidden, name='hidden')(x))
-        x = nn.Dropout(self.dropout, name='dropout_head')(x, deterministic=not train)
-        return Output(nn.Dense(self.classes, name='head')(x), aux)
+        x = nn.relu(Dense(self.hidden, name='hidden')(x))
+        x = Dropout(self.dropout, name='dropout_head')(x, train=train)
+        return Output(Dense(self.classes, name='head')(x), aux)
 
     def directions(self) -> tuple[str, ...]:
         return ('forward',) if self.causal else ('forward', 'backward')

@@ -23,6 +23,7 @@ from jmer import losses
 from jmer.author import Reader
 from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import complete, places, same_speaker, softmax
 from jmer.layers.mlp import MLP
@@ -72,7 +73,7 @@ class Model(Checked):
         seen = jnp.tril(seen) if self.causal else seen
         graphs = {'semantic': semantic(batch), 'structure': self._structure(batch)}
         sizes = {'semantic': SEMANTIC, 'structure': STRUCTURE}
-        first = nn.relu(nn.Dense(self.width, name='project')(x))
+        first = nn.relu(Dense(self.width, name='project')(x))
         states: dict[str, Array] = dict.fromkeys(graphs, first)
         found = []
         affine = {name: self.param(f'affine_{name}', _xavier, (self.width, self.width)) for name in graphs}
@@ -136,7 +137,7 @@ class Block(nn.Module):
         found = [gelu(head(f'head_{k}')(y, graph, train=train)) for k in range(self.heads)]
         y = drop('dropout_heads', jnp.concatenate(found, -1))
         y = gelu(head('head_out')(y, graph, train=train))
-        return layer_norm('norm')(nn.Dense(self.width, name='out')(y) + x)
+        return layer_norm('norm')(Dense(self.width, name='out')(y) + x)
 
 
 class Head(nn.Module):

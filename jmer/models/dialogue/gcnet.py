@@ -23,6 +23,7 @@ from jmer import losses
 from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.masked import MaskedDense
 from jmer.layers.pooling import turn_vectors
@@ -75,7 +76,7 @@ class Model(Checked):
              + self._network('speaker', x, graph.typed(edges, pairs, self.speakers**2), edges, present, train))
         made = MaskedDense(sum(f.shape[-1] for f in features), name='reconstruct')(h, present)
         aux = {'context': x, 'hidden': h, 'reconstruction': made, 'dropped': hidden}
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
     def _lstm(self, width: int, name: str) -> BiLSTM:
         return BiLSTM((1 + self.causal) * width, 2, self.dropout, self.causal, name=name)

@@ -24,6 +24,7 @@ from jmer.author import Reader, require_streams
 from jmer.layers import graph
 from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.transformer import layer_norm
@@ -83,7 +84,7 @@ class Model(Checked):
         x = jnp.where(nodes[..., None], x, 0)
         own = [DenseNet(self.dense_layers[m], name=f'dense_{name}')(x[:, m]) for m, name in enumerate(self.streams)]
         shared = jnp.where(nodes[..., None], DenseNet(self.dense_layers[3], name='dense_share')(x), 0)
-        shared = nn.Dense(self.width, name='share')(shared.swapaxes(1, 2).reshape(*x[:, 0].shape[:2], -1))
+        shared = Dense(self.width, name='share')(shared.swapaxes(1, 2).reshape(*x[:, 0].shape[:2], -1))
 
         speakers = graph.speakers_of(batch, self.speakers)
         edges = graph.window(batch.present, self.past, 0 if self.causal else self.future)
@@ -97,12 +98,12 @@ class Model(Checked):
             joined = graph.modal_graph(both, edges)
             x, _ = self._stage(k, train)(jnp.stack([first, second], 1), joined, relation, vectors)
             x = jnp.where(both[..., None], x, 0)
-            first = nn.Dense(self.width, name=f'fuse_{k}')(jnp.concatenate([x[:, 0], x[:, 1]], -1))
+            first = Dense(self.width, name=f'fuse_{k}')(jnp.concatenate([x[:, 0], x[:, 1]], -1))
             there = there | also
-        heads = {name: nn.Dense(self.classes, name=f'head_{name}')(h)
+        heads = {name: Dense(self.classes, name=f'head_{name}')(h)
                  for name, h in zip((*self.streams, 'share'), (*own, shared), strict=True)}
         aux = {'context': tuple(read), 'fused': first, 'heads': heads}
-        return Output(nn.Dense(self.classes, name='head')(first), aux)
+        return Output(Dense(self.classes, name='head')(first), aux)
 
     def _stage(self, k: int, train: bool):
         """Layers that share their weights. One is compiled, not all: that would take minutes."""
@@ -124,7 +125,7 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b d']:
-        expand, contract = nn.Dense(2 * x.shape[-1], name='expand'), nn.Dense(x.shape[-1], name='contract')
+        expand, contract = Dense(2 * x.shape[-1], name='expand'), Dense(x.shape[-1], name='contract')
         norm = layer_norm('norm')
         for _ in range(self.layers):
             x = norm(contract(gelu(expand(x))))
@@ -150,8 +151,8 @@ class Layer(nn.Module):
         return self._add(x, self._forward, 'feedforward'), None
 
     def _forward(self, x):
-        x = gelu(nn.Dense(2 * self.width, name='expand')(x))
-        return nn.Dense(self.width, name='contract')(x)
+        x = gelu(Dense(2 * self.width, name='expand')(x))
+        return Dense(self.width, name='contract')(x)
 
     def _add(self, x, part, name: str):
         norm = layer_norm(f'{name}_norm')

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jmer.author import Reader, require_streams
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -77,9 +78,9 @@ class Model(Checked):
             for m, half in zip(pair, (both[:, 0], both[:, 1]), strict=True):
                 made[m] = made[m] + half
         parts = made if len(made) > 2 else [both[:, 0], both[:, 1]]
-        fused = nn.Dense(self.width, name='fuse')(jnp.concatenate(parts, -1))
+        fused = Dense(self.width, name='fuse')(jnp.concatenate(parts, -1))
         h = Dropout(self.dropout, name='dropout_head')(fused, train=train)
-        return Output(nn.Dense(self.classes, name='head')(h), {'context': tuple(read), 'fused': fused})
+        return Output(Dense(self.classes, name='head')(h), {'context': tuple(read), 'fused': fused})
 
     def pair_name(self, pair: tuple[int, int]) -> str:
         return '_'.join(self.streams[m] for m in pair)
@@ -93,7 +94,7 @@ class Model(Checked):
         for k in range(layers):
             read = Dropout(self.dropout, name=f'dropout_{name}_{k}')(layer(kept[-1], joined), train=train)
             kept.append(kept[-1] + read)
-        return jnp.where(present, nn.Dense(self.width, name=f'out_{name}')(jnp.concatenate(kept, -1)), 0)
+        return jnp.where(present, Dense(self.width, name=f'out_{name}')(jnp.concatenate(kept, -1)), 0)
 
 
 AUTHORS = {'audio': 'audio', 'vision': 'visual', 'text': 'text'}

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, PRNGKeyArray
 from jmer import losses
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.diffusion import noise
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
@@ -76,24 +77,24 @@ class Model(Checked):
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         texts = graph.modal_nodes(batch, self.texts)
         nodes = jnp.concatenate([texts.any(1, keepdims=True), graph.modal_nodes(batch, self.streams)], 1)
-        others = [nn.Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
+        others = [Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
                   for name in self.streams]
         x: Array = jnp.stack([self._text(batch, texts, nodes[:, 0], train), *others], 1)
         told = (True, *(False for _ in self.streams))
         x = graph.NodeVectors(self.speakers, told, name='vectors')(x, batch)
         x, nodes = x.swapaxes(1, 2), nodes.swapaxes(1, 2)
-        h = jnp.where(nodes[..., None], nn.Dense(self.hidden, name='graph_in')(x), 0)
+        h = jnp.where(nodes[..., None], Dense(self.hidden, name='graph_in')(x), 0)
         key = self.make_rng('dropout') if train else None
         made = Generator(self.hidden, self.sample_temperature, name='generator')(h, nodes, key)
         biases = self.param('biases', nn.initializers.zeros, (self.layers, self.hidden))
         views = jax.vmap(lambda keep: _convolve(h, keep, nodes, biases))(made.keep)
-        seen = nn.Dense(self.hidden, name='contrast_1')(nn.relu(nn.Dense(self.hidden, name='contrast_0')(views)))
+        seen = Dense(self.hidden, name='contrast_1')(nn.relu(Dense(self.hidden, name='contrast_0')(views)))
         h = jnp.where(nodes[..., None], jnp.concatenate([x, 2 * views.mean(0)], -1), 0)
         h = h.reshape(*h.shape[:2], -1)
         aux = {'nodes': nodes, 'generated': made, 'views': seen, 'graph': h}
         h = nn.relu(Dropout(self.dropout, name='dropout_head')(h, train=train))
-        h = nn.Dense(12 * self.classes, name='hidden')(h)
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+        h = Dense(12 * self.classes, name='hidden')(h)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
     def _text(self, batch: Batch, there: Array, present: Array, train: bool) -> Array:
         """The mean of the normalised texts that are there, read by the GRU."""
@@ -101,7 +102,7 @@ class Model(Checked):
                  for k, name in enumerate(self.texts)]
         mask = there[..., None]
         x = jnp.where(mask, jnp.stack(texts, 1), 0).sum(1) / jnp.maximum(mask.sum(1), 1)
-        x = nn.Dense(self.width, name='project_text')(x)
+        x = Dense(self.width, name='project_text')(x)
         return BiGRU(self.width // 2, 2, self.dropout, name='context')(x, present, train=train)
 
 
@@ -157,7 +158,7 @@ class Generator(nn.Module):
         node, edge = (mean + deviation * noise_of[name] for name, (mean, deviation) in
                       (('node', node), ('edge', edge)))
         elsewhere, wrong = _elsewhere(edge, mask, there, noise_of['step'])
-        hidden, out = nn.Dense(self.width, name='decode_0'), nn.Dense(1, name='decode_1')
+        hidden, out = Dense(self.width, name='decode_0'), Dense(1, name='decode_1')
         scores, misplaced = (out(nn.relu(hidden(node[..., None, :] * of)))[..., 0]
                              for of in (_of_nodes(edge, mask), elsewhere))
         right = jnp.broadcast_to(mask[..., None], scores.shape)
@@ -170,7 +171,7 @@ class Generator(nn.Module):
 
     def _code(self, name: str, x: Array) -> Code:
         """Mean and standard deviation."""
-        mean, spread = (nn.Dense(self.width, name=f'{name}_{part}')(x) for part in ('mean', 'deviation'))
+        mean, spread = (Dense(self.width, name=f'{name}_{part}')(x) for part in ('mean', 'deviation'))
         return mean, nn.softplus(spread) + 1e-6
 
 
@@ -186,11 +187,11 @@ class SetPooling(nn.Module):
     def __call__(
         self, x: Float[Array, '*b s {self.width}'], mask: Bool[Array, '*b s']
     ) -> Float[Array, '*b {self.width}']:
-        weights = graph.softmax(nn.leaky_relu(nn.Dense(1, use_bias=False, name='score')(x)[..., 0], 0.2), mask)
-        found = nn.Dense(self.width, name='value')(jnp.einsum('...s,...sd->...d', weights, x))
+        weights = graph.softmax(nn.leaky_relu(Dense(1, use_bias=False, name='score')(x)[..., 0], 0.2), mask)
+        found = Dense(self.width, name='value')(jnp.einsum('...s,...sd->...d', weights, x))
         query = self.param('query', nn.initializers.normal(self.width**-0.5), (self.width,))
         x = layer_norm('norm_0')(found + query.reshape((1,) * (found.ndim - 1) + (-1,)))
-        y = nn.Dense(self.width, name='contract')(nn.relu(nn.Dense(self.width, name='expand')(x)))
+        y = Dense(self.width, name='contract')(nn.relu(Dense(self.width, name='expand')(x)))
         return layer_norm('norm_1')(x + nn.relu(y))
 
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import turn_vectors
@@ -78,19 +79,19 @@ class Model(Checked):
         texts = graph.modal_nodes(batch, self.texts)
         nodes = jnp.concatenate([texts.any(1, keepdims=True), graph.modal_nodes(batch, self.streams)], 1)
         text = self._text(batch, texts, nodes[:, 0], train)
-        others = [nn.Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
+        others = [Dense(self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
                   for name in self.streams]
         x: Array = jnp.stack([text, *others], 1)
         told = (True, *(False for _ in self.streams))
         x = graph.NodeVectors(self.speakers, told, name='vectors')(x, batch)
-        h = jnp.where(nodes[..., None], nn.Dense(self.hidden, name='graph_in')(x), 0)
+        h = jnp.where(nodes[..., None], Dense(self.hidden, name='graph_in')(x), 0)
         branches = [self._hyper(h, nodes, batch.present), self._gated(h, nodes, batch.present)]
         h = jnp.concatenate([x, *branches] if self.keep_input else branches, -1)
         h = jnp.where(nodes[..., None], h, 0).swapaxes(1, 2)
         h = h.reshape(*h.shape[:2], -1)
         aux = {'text': text, 'graph': h}
         h = nn.relu(Dropout(self.dropout, name='dropout_head')(h, train=train))
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
     def _text(self, batch: Batch, there, present, train: bool) -> Array:
         """The mean of the normalised texts that are there, read by the GRU."""
@@ -98,7 +99,7 @@ class Model(Checked):
                  for k, name in enumerate(self.texts)]
         mask = there[..., None]
         x = jnp.where(mask, jnp.stack(texts, 1), 0).sum(1) / jnp.maximum(mask.sum(1), 1)
-        x = nn.Dense(self.width, name='project_text')(x) if self.project_text else x
+        x = Dense(self.width, name='project_text')(x) if self.project_text else x
         return BiGRU(self.width // 2, 2, self.dropout, name='context')(x, present, train=train)
 
     def _normalise(self, k: int, x: Array, mask: Array, train: bool):

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout, dropout, seeds
 from jmer.layers.party import by_speaker
 from jmer.layers.pooling import turn_vectors
@@ -79,7 +80,7 @@ class Model(Checked):
             raise ValueError(f'mmdfn: party_weights: found {self.party_weights}, expected one for each of '
                              f'{self.streams}, or none')
         nodes = graph.modal_nodes(batch, self.streams)
-        plain = jnp.stack([nn.Dense(2 * self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
+        plain = jnp.stack([Dense(2 * self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
                            for name in self.streams], 1)
         context = {name: self._read(name, plain[:, i], nodes[:, i], train) for i, name in enumerate(self.streams)}
         x: Array = jnp.stack(list(context.values()), 1)
@@ -92,14 +93,14 @@ class Model(Checked):
         edges = graph.modal_graph(nodes, graph.window(batch.present, -1, 0 if self.causal else -1))
         weights = graph.angular(x, edges, self.across)
         x = Dropout(self.dropout, name='dropout_in')(x, train=train)
-        first = nn.relu(nn.Dense(self.hidden, name='graph_in')(x))
+        first = nn.relu(Dense(self.hidden, name='graph_in')(x))
         h = self._convolve(first, weights, train)
         h = jnp.concatenate([x, h], -1) if self.keep_input else h
         h = jnp.where(nodes[..., None], h, 0).swapaxes(1, 2)
         h = h.reshape(*h.shape[:2], -1)
         aux['graph'] = h
         h = nn.relu(Dropout(self.dropout, name='dropout_head')(h, train=train))
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
     def _read(self, name: str, x: Array, mask: Array, train: bool):
         if name not in self.recurrent:

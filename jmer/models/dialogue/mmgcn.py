@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jmer.author import Reader
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout, dropout, seeds
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiLSTM, torch_uniform
@@ -72,16 +73,16 @@ class Model(Checked):
         edges = graph.modal_graph(nodes, graph.window(batch.present, -1, 0 if self.causal else -1))
         weights = graph.angular(x, edges)
         x = Dropout(self.dropout, name='dropout_in')(x, train=train)
-        first = nn.relu(nn.Dense(self.hidden, name='graph_in')(x))
+        first = nn.relu(Dense(self.hidden, name='graph_in')(x))
         x = jnp.concatenate([x, self._convolve(first, weights, train)], -1)
         x = jnp.where(nodes[..., None], x, 0).swapaxes(1, 2)
         x = x.reshape(*x.shape[:2], -1)
         aux |= {'weights': weights, 'graph': x}
         x = nn.relu(Dropout(self.dropout, name='dropout_head')(x, train=train))
-        return Output(nn.Dense(self.classes, name='head')(x), aux)
+        return Output(Dense(self.classes, name='head')(x), aux)
 
     def _read(self, batch: Batch, name: str, mask, train: bool):
-        x = nn.Dense(2 * self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
+        x: Array = Dense(2 * self.width, name=f'project_{name}')(turn_vectors(batch.streams[name]))
         if name in self.recurrent:
             x = self._layer(f'context_{name}')(x, mask, train=train)
         return x

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader, require_streams, stack
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dialogue_rnn import DialogueRNN
 from jmer.layers.dropout import Dropout
 from jmer.layers.masked import MaskedDense
@@ -84,10 +85,10 @@ class Model(Checked):
         context = {name: self._context(name, batch, train) for name in self.streams}
         there = {name: turn_mask(batch.streams[name]) & batch.present for name in self.streams}
         fused = {name: self._fuse(name, context, there, batch.present, train) for name in self.streams}
-        joined = nn.Dense(self.width, name='join')(jnp.concatenate(list(fused.values()), -1))
-        h: Array = nn.relu(nn.Dense(self.hidden_out, name='hidden')(joined))
+        joined = Dense(self.width, name='join')(jnp.concatenate(list(fused.values()), -1))
+        h: Array = nn.relu(Dense(self.hidden_out, name='hidden')(joined))
         h = Dropout(self.dropout, name='dropout_head')(h, train=train)
-        logits = nn.Dense(self.classes, name='head')(h)
+        logits = Dense(self.classes, name='head')(h)
         return Output(logits, {'fused': fused, 'joined': joined, 'there': there, 'context': context})
 
     def _context(self, name: str, batch: Batch, train: bool) -> Array:

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.transformer import layer_norm
@@ -81,8 +82,8 @@ class Model(Checked):
             chosen.append(weights)
         joined = jnp.concatenate([x, h], -1).swapaxes(1, 2)
         joined = joined.reshape(*joined.shape[:2], -1)
-        h = Dropout(self.dropout, name='dropout_head')(nn.relu(nn.Dense(self.width, name='fuse')(joined)), train=train)
-        return Output(nn.Dense(self.classes, name='head')(h), {'clusters': clusters, 'chosen': tuple(chosen)})
+        h = Dropout(self.dropout, name='dropout_head')(nn.relu(Dense(self.width, name='fuse')(joined)), train=train)
+        return Output(Dense(self.classes, name='head')(h), {'clusters': clusters, 'chosen': tuple(chosen)})
 
     def _clusters(self, x: Array, nodes: Bool[Array, 'b m u'], batch: Batch) -> dict[str, Array]:
         """The neighbours of every node that are like it, by relation, with weights that sum to 1 in each.
@@ -115,10 +116,10 @@ class Bilevel(nn.Module):
         """The new vectors, and the weights of the clusters; both are zero for a node that has none."""
         read = {name: _read(name, weights, x) for name, weights in clusters.items()}
         there = jnp.stack([is_there for _, is_there in read.values()], 3)
-        means = jnp.stack([nn.Dense(self.width, use_bias=False, name=f'cluster_{name}')(mean)
+        means = jnp.stack([Dense(self.width, use_bias=False, name=f'cluster_{name}')(mean)
                            for name, (mean, _) in read.items()], 3)
-        asked = nn.Dense(self.width, name='query')(x)[..., None, :]
-        scores = nn.Dense(1, use_bias=False, name='score')(jnp.tanh(asked + means))[..., 0]
+        asked = Dense(self.width, name='query')(x)[..., None, :]
+        scores = Dense(1, use_bias=False, name='score')(jnp.tanh(asked + means))[..., 0]
         chosen = graph.softmax(scores, there)
         made = nn.relu(layer_norm('norm')(jnp.einsum('bmuk,bmukd->bmud', chosen, means)))
         return jnp.where(jnp.any(there, -1, keepdims=True), made, 0), chosen

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from jmer import losses
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
+from jmer.layers.dropout import Dropout
 from jmer.layers.graph import complete, same_speaker, speakers_of
 from jmer.layers.party import by_speaker
 from jmer.layers.pooling import turn_vectors
@@ -70,8 +72,8 @@ class Model(Checked):
         x = jnp.where(batch.present[..., None], x, 0)
         context = self._lstm('dialogue')(x, batch.present, train=train)
         hidden = jnp.concatenate([context, self._by_speaker(x, batch, train)], -1)
-        h = nn.Dropout(self.dropout, name='dropout')(nn.relu(hidden), deterministic=not train)
-        return Output(nn.Dense(self.classes, name='head')(h), {'context': context, 'hidden': hidden})
+        h = Dropout(self.dropout, name='dropout')(nn.relu(hidden), train=train)
+        return Output(Dense(self.classes, name='head')(h), {'context': context, 'hidden': hidden})
 
     def _lstm(self, name: str) -> BiLSTM:
         return BiLSTM(self.width, self.layers, self.dropout, self.causal, name=name)

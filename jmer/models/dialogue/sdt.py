@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import places, softmax, speakers_of
 from jmer.layers.masked import MaskedDense
@@ -65,7 +66,7 @@ class Model(Checked):
         gathered = {name: self._gather(name, x, there, batch.present, train) for name in self.streams}
         fused, shares = self._weigh(gathered, there, batch.present)
         students = {name: self._student(name, h, train) for name, h in gathered.items()}
-        logits = nn.Dense(self.classes, name='head')(fused)
+        logits = Dense(self.classes, name='head')(fused)
         aux = {'students': students, 'there': there, 'streams': gathered, 'fused': fused, 'shares': shares}
         return Output(logits, aux)
 
@@ -102,7 +103,7 @@ class Model(Checked):
 
     def _student(self, name: str, h: Array, train: bool) -> Array:
         h = Dropout(self.dropout, name=f'dropout_{name}')(nn.relu(h), train=train)
-        return nn.Dense(self.classes, name=f'head_{name}')(h)
+        return Dense(self.classes, name=f'head_{name}')(h)
 
 
 class Reading(nn.Module):

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from jmer.layers import graph
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import turn_vectors
 from jmer.layers.recurrent import BiGRU, gru_cell, gru_hidden, gru_params, recur
@@ -52,7 +53,7 @@ class Model(Checked):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         x: Array = jnp.concatenate([turn_vectors(batch.streams[name]) for name in self.streams], -1)
-        x = Dropout(self.dropout, name='dropout')(nn.Dense(self.width, name='project')(x), train=train)
+        x = Dropout(self.dropout, name='dropout')(Dense(self.width, name='project')(x), train=train)
         h = BiGRU(self.width, causal=self.causal, name='gru')(x, batch.present, train=train)
         speakers = jnp.zeros(h.shape[:2], int) if batch.speakers is None else batch.speakers
         own, since = links(speakers, batch.present)
@@ -61,9 +62,9 @@ class Model(Checked):
         seen = own | (jnp.eye(h.shape[1], dtype=bool)[None] & graph.complete(batch.present))
         whole, memory = graph.MatchingAttention(squash=False, name='global')(local, seen)
         aux: dict[str, Any] = {'context': h, 'local': local, 'global': whole, 'stimulus': stimulus, 'memory': memory}
-        h = nn.relu(nn.Dense(self.hidden, name='hidden')(jnp.concatenate([h, local, whole], -1)))
+        h = nn.relu(Dense(self.hidden, name='hidden')(jnp.concatenate([h, local, whole], -1)))
         h = Dropout(self.dropout, name='dropout_head')(h, train=train)
-        return Output(nn.Dense(self.classes, name='head')(h), aux)
+        return Output(Dense(self.classes, name='head')(h), aux)
 
 
 def links(

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.graph import softmax
 from jmer.types import Array, Batch, Output, Params, Variables
 
@@ -54,7 +55,7 @@ class Model(Checked):
         x, mask = batch.streams[self.stream]
         x = jnp.where(mask[..., None], x, 0)
         if self.width:
-            x = nn.Dense(self.width, name='projector')(x)
+            x = Dense(self.width, name='projector')(x)
         x = nn.Dropout(self.dropout, broadcast_dims=(1,), name='dropout')(x, deterministic=not train)
         if self.pooling == 'attentive':
             weights = self._attention(x, mask)
@@ -62,11 +63,11 @@ class Model(Checked):
         else:
             weights = mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
             pooled = (mean_std if self.pooling == 'mean_std' else correlation)(x, mask)
-        return Output(nn.Dense(self.classes, name='head')(pooled), {'pooled': pooled, 'weights': weights})
+        return Output(Dense(self.classes, name='head')(pooled), {'pooled': pooled, 'weights': weights})
 
     def _attention(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t']:
-        hidden = nn.relu(nn.Dense(x.shape[-1], name='attention_hidden')(x))
-        scores = jax.nn.logsumexp(nn.Dense(self.heads, name='attention')(hidden), -1)
+        hidden = nn.relu(Dense(x.shape[-1], name='attention_hidden')(x))
+        scores = jax.nn.logsumexp(Dense(self.heads, name='attention')(hidden), -1)
         if self.mask_as_bonus:
             return softmax(scores + mask, jnp.ones_like(mask))
         return softmax(scores, mask)

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.position import interleaved
@@ -70,7 +71,7 @@ class Model(Checked):
         x, mask = batch.streams[self.stream]
         pooled_steps = jnp.ones_like(mask) if self.pool_padding else mask
         x = self._mixed(jnp.where(pooled_steps[..., None], x, 0))
-        x = nn.Dense(self.width, name='embed')(x)
+        x = Dense(self.width, name='embed')(x)
         steps = jnp.broadcast_to(jnp.arange(x.shape[1])[None], mask.shape)
         x = Dropout(self.dropout, name='dropout')(x + interleaved(steps, self.width), train=train)
         seen = jnp.broadcast_to(mask[:, None], (*mask.shape, mask.shape[1]))
@@ -78,7 +79,7 @@ class Model(Checked):
             rates = (self.dropout,) * 4
             x, _ = PostNorm(self.heads, self.hidden, *rates, name=f'layer_{i}')(x, seen, train=train)
         pooled = pool(x, pooled_steps, 'mean')
-        gamma, *positive = jnp.split(nn.Dense(4 * self.classes, name='head')(pooled), 4, -1)
+        gamma, *positive = jnp.split(Dense(4 * self.classes, name='head')(pooled), 4, -1)
         v, alpha, beta = map(nn.softplus, positive)
         evidence = Evidence(gamma, v, alpha + 1, beta)
         return Output(gamma, {'evidence': evidence, 'std': predictive_std(evidence)})

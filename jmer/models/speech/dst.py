@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from jmer.author import Reader
 from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
-from jmer.layers.mlp import on_rows
 from jmer.layers.pooling import pool
 from jmer.layers.position import sinusoid
 from jmer.layers.postnorm import mix
@@ -112,8 +112,8 @@ class Deformable(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t d']:
         q, k, v = jnp.split(_dense(x, 3 * x.shape[-1], 'query_key_value'), 3, -1)
-        window = nn.Dense(2 * self.heads, kernel_init=nn.initializers.zeros, bias_init=self._windows,
-                          name='offset_duration')(q)
+        window = Dense(2 * self.heads, kernel_init=nn.initializers.zeros, bias_init=self._windows,
+                       name='offset_duration')(q)
         offset, duration = jnp.split(window.swapaxes(1, 2), 2, 1)           # [b h t]
         steps = jnp.arange(x.shape[1], dtype=x.dtype)
         centre = steps[None, None] + jnp.tanh(offset) * self.length
@@ -150,7 +150,7 @@ def _reach(
 
 
 def _dense(x: Float[Array, 'b t d'], width: int, name: str) -> Float[Array, 'b t e']:
-    return on_rows(nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), name=name), x)
+    return Dense(width, kernel_init=nn.initializers.xavier_uniform(), name=name)(x)
 
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:

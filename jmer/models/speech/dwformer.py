@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
 from jmer.layers.pooling import pool
@@ -102,9 +103,9 @@ class Model(Checked):
         x = pool(x, mask, 'mean')
         width = x.shape[-1]
         for k, n in enumerate((width // 2, width // 4), 1):
-            x = nn.relu(nn.Dense(n, kernel_init=_xavier, name=f'classifier_{k}')(x))
+            x = nn.relu(Dense(n, kernel_init=_xavier, name=f'classifier_{k}')(x))
             x = Dropout(self.head_dropout, name=f'dropout_{k}')(x, train=train)
-        return Output(nn.Dense(self.classes, kernel_init=_xavier, name='head')(x), {'blocks': steps})
+        return Output(Dense(self.classes, kernel_init=_xavier, name='head')(x), {'blocks': steps})
 
     def _layer(self, name: str) -> PostNorm:
         return PostNorm(self.heads, self.hidden, hidden_dropout=self.dropout, out_dropout=self.dropout, name=name)

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from jmer.author import Reader
 from jmer.layers.checked import Checked
 from jmer.layers.conv import Banded, Convolution, largest
+from jmer.layers.dense import Dense
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
 from jmer.layers.steps import fit
@@ -95,16 +96,16 @@ class Model(Checked):
 
     def _heads(self, x: Float[Array, 'b t d e'], mask: Bool[Array, 'b t']) -> tuple[Array, dict[str, Array]]:
         """Scores by the mean over all places and heads."""
-        rows = nn.Dense(3 * self.heads * self.hidden, name='query_key_value')(x.reshape(-1, x.shape[-1]))
+        rows = Dense(3 * self.heads * self.hidden, name='query_key_value')(x.reshape(-1, x.shape[-1]))
         q, k, v = (part.reshape(*x.shape[:3], self.heads, self.hidden) for part in jnp.split(rows, 3, -1))
         attended = nn.relu(nn.softmax(q * k) * v)
         fused = pool(attended.mean((2, 3)), mask, 'mean')
-        return nn.Dense(self.classes, name='head')(fused), {'fused': fused}
+        return Dense(self.classes, name='head')(fused), {'fused': fused}
 
     def _maps(self, x: Float[Array, 'b t d e'], mask: Bool[Array, 'b t']) -> tuple[Array, dict[str, Array]]:
         """Scores of every place, weighed by one number for the place."""
-        attention = nn.Dense(1, name='attention')(x)
-        scores = nn.Dense(self.classes, name='head')(x) * attention
+        attention = Dense(1, name='attention')(x)
+        scores = Dense(self.classes, name='head')(x) * attention
         return pool(scores.mean(2), mask, 'mean'), {'attention': attention}
 
 

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from jmer.author import Reader
 from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.graph import softmax
-from jmer.layers.mlp import on_rows
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import BiLSTM
 from jmer.layers.transformer import layer_norm
@@ -99,7 +99,7 @@ class Model(Checked):
         if self.network != 'transformer':
             x = layer_norm('norm')(x)
         pooled = pool(x, mask, 'mean')
-        return Output(nn.Dense(self.classes, name='head')(pooled), {'pooled': pooled})
+        return Output(Dense(self.classes, name='head')(pooled), {'pooled': pooled})
 
     def _shifted(self, x, mask):
         return shift(x, mask, parts=self.parts, stride=self.stride, both_ways=self.both_ways)
@@ -122,8 +122,8 @@ class Model(Checked):
         return layer_norm(f'feedforward_norm_{i}')(x + self._perceptron(i, x, self.expansion * x.shape[-1]))
 
     def _perceptron(self, i: int, x: Float[Array, 'b t d'], hidden: int) -> Float[Array, 'b t d']:
-        y = gelu(on_rows(nn.Dense(hidden, name=f'expand_{i}'), x))
-        return on_rows(nn.Dense(x.shape[-1], name=f'contract_{i}'), y)
+        y = gelu(Dense(hidden, name=f'expand_{i}')(x))
+        return Dense(x.shape[-1], name=f'contract_{i}')(y)
 
     def _check(self, x: Float[Array, 'b t d']) -> None:
         def fault(field: str, found: Any, expected: str) -> ValueError:
@@ -181,7 +181,7 @@ class RelativeAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b t d']:
-        rows = on_rows(nn.Dense(3 * x.shape[-1], name='query_key_value'), x)
+        rows = Dense(3 * x.shape[-1], name='query_key_value')(x)
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2) for y in jnp.split(rows, 3, -1))
         scores = jnp.einsum('bhtk,bhsk->bhts', q, k)
         if self.relative:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.norm import BatchNorm
 from jmer.types import Array, Batch, Output, Params, Variables
 
@@ -50,7 +51,7 @@ class Model(Checked):
         scales += self._direction('backward', x[:, ::-1], mask[:, ::-1], counted[:, ::-1], train)
         weight = self.param('scale_weight', _small_uniform, (self.blocks, 1))
         decision = jnp.sum(scales * weight[None], 1)
-        logits = nn.Dense(self.classes, kernel_init=nn.initializers.glorot_uniform(), name='head')(decision)
+        logits = Dense(self.classes, kernel_init=nn.initializers.glorot_uniform(), name='head')(decision)
         return Output(logits, {'multi_scale': scales, 'decision': decision})
 
     def _direction(
@@ -61,8 +62,8 @@ class Model(Checked):
 
         Within it the channels come first: they are few and odd in number, and a CPU goes through long rows faster.
         """
-        x = nn.Dense(self.width, kernel_init=nn.initializers.glorot_uniform(), name=f'{name}_in')(
-            jnp.where(mask[..., None], x, 0))
+        read = Dense(self.width, kernel_init=nn.initializers.glorot_uniform(), name=f'{name}_in')
+        x = read(jnp.where(mask[..., None], x, 0))
         x = jnp.moveaxis(x, -1, 0)
         count, means = jnp.maximum(mask.sum(-1), 1), []
         for i in range(self.blocks):

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from jmer import losses
 from jmer.layers.attention import visible
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.gating import unit
 from jmer.layers.pooling import pool
@@ -65,9 +66,9 @@ class Model(Checked):
         both = [self._interact(name, encoded[name], encoded[other], train)
                 for name, other in (self.streams, self.streams[::-1])]
         x = Dropout(self.dropout, name='dropout_joined')(jnp.concatenate(both, -1), train=train)
-        x = nn.relu(nn.Dense(self.hidden, name='join')(x))
+        x = nn.relu(Dense(self.hidden, name='join')(x))
         x = Dropout(self.dropout, name='dropout_hidden')(x, train=train)
-        vector = unit(nn.Dense(self.width, name='vector')(x))
+        vector = unit(Dense(self.width, name='vector')(x))
         directions = self.param('directions', nn.initializers.xavier_uniform(), (self.classes, self.width))
         cosines = vector @ unit(directions).T
         return Output(self.scale * cosines, {'cosines': cosines, 'vector': vector})

@@ -20,6 +20,7 @@ from jmer.author import Reader, require_streams
 from jmer.layers.attention import lengths
 from jmer.layers.checked import Checked
 from jmer.layers.conv import Convolution, largest
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.gating import unit
 from jmer.layers.recurrent import BiLSTM
@@ -64,20 +65,20 @@ class Model(Checked):
 
         def project(x, name, width=self.width, activation=nn.relu):
             x = Dropout(self.dropout, name=f'dropout_{name}')(x, train=train)
-            return activation(nn.Dense(width, name=name)(x))
+            return activation(Dense(width, name=name)(x))
 
         grid = self._alexnet(spectrogram)
         seen = project(grid.reshape(len(grid), -1), 'spectrogram')
         x, mask = extend(mfcc, self.steps[0], 'camser')
         x = BiLSTM(self.lstm, 2, self.lstm_dropout, name='lstm')(unit(x), mask, train=train)
         heard = project(x.reshape(len(x), -1), 'mfcc')
-        weights = nn.relu(nn.Dense(self.steps[1], name='attention')(jnp.concatenate([seen, heard], -1)))
+        weights = nn.relu(Dense(self.steps[1], name='attention')(jnp.concatenate([seen, heard], -1)))
         states, _ = extend(hidden, self.steps[1], 'camser')
         read = project(jnp.einsum('bt,btd->bd', weights, states), 'wav2vec')
 
         first = project(jnp.concatenate([seen, heard, read], -1), 'fusion_1')
         second = project(first, 'fusion_2')
-        logits = nn.Dense(self.classes, name='head')(second)
+        logits = Dense(self.classes, name='head')(second)
         return Output(logits, {'grid': grid, 'weights': weights, 'read': read, 'fused': (first, second)})
 
     def _alexnet(self, stream: Stream) -> Float[Array, 'b c i j']:

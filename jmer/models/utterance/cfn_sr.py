@@ -25,7 +25,8 @@ from jmer.collectives import total
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
 from jmer.layers.conv import windows
-from jmer.layers.mlp import WideDense
+from jmer.layers.dense import Dense
+from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.steps import extend
 from jmer.types import Array, Batch, Output, Variables
@@ -84,9 +85,9 @@ class Model(Checked):
         pooled = jnp.sum(reinforced, (1, 2)) / (self.regions * slices)
 
         heard = jnp.where(there[:, None, None], heard, 0)
-        flat = heard.swapaxes(1, 2).reshape(len(heard), -1)              # channel after channel
-        flat = nn.Dropout(self.audio_dropout, name='dropout_audio')(flat, deterministic=not train)
-        logits = nn.Dense(self.classes, name='head')(jnp.concatenate([pooled, flat], -1))
+        flat: Array = heard.swapaxes(1, 2).reshape(len(heard), -1)       # channel after channel
+        flat = Dropout(self.audio_dropout, name='dropout_audio')(flat, train=train)
+        logits = Dense(self.classes, name='head')(jnp.concatenate([pooled, flat], -1))
         return Output(logits, {'audio': heard, 'pooled': pooled, 'attention': found, 'reinforced': reinforced})
 
     def _listen(
@@ -95,23 +96,23 @@ class Model(Checked):
         """Three convolutions, each with ReLU and normalised, pooled by the maximum behind the second."""
         for k, (width, size) in enumerate(zip(self.widths, (7, 7, 5), strict=True), 1):
             everywhere = jnp.ones(x.shape[:2], bool)
-            x = nn.relu(nn.Dense(width, name=f'conv_{k}')(windows(x, everywhere, size, before=2, after=2)))
+            x = nn.relu(Dense(width, name=f'conv_{k}')(windows(x, everywhere, size, before=2, after=2)))
             if k == 2:
                 count = x.shape[1] // POOL
                 x = jnp.max(x[:, :count * POOL].reshape(len(x), count, POOL, width), 2)
             mask = jnp.broadcast_to((there & present)[:, None], x.shape[:2])
             x = BatchNorm(name=f'norm_{k}')(x, mask, train=train)
             if k == 2:
-                x = nn.Dropout(self.dropout, name='dropout')(x, deterministic=not train)
+                x = Dropout(self.dropout, name='dropout')(x, train=train)
         return x
 
     def _compare(
         self, regions: Float[Array, 'b t r d'], mask: Bool[Array, 'b t'], audio: Float[Array, 'b e']
     ) -> Float[Array, '#b t r']:
         """How much each region of a slice matters to the audio: adds up to 1 in a slice, 0 in an absent one."""
-        wanted = nn.Dense(self.attention, use_bias=False, name='compare_audio')(audio)
-        seen = WideDense(self.attention, name='compare_vision')(regions)
-        score = nn.Dense(1, use_bias=False, name='compare')(jnp.tanh(seen + wanted[:, None, None]))[..., 0]
+        wanted = Dense(self.attention, use_bias=False, name='compare_audio')(audio)
+        seen = Dense(self.attention, name='compare_vision')(regions)
+        score = Dense(1, use_bias=False, name='compare')(jnp.tanh(seen + wanted[:, None, None]))[..., 0]
         weights = jnp.where(mask[..., None], nn.softmax(score), 0)
         return total(jnp.sum(weights, 0, keepdims=True)) if self.batch_attention else weights
 

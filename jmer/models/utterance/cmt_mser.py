@@ -21,6 +21,7 @@ from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.types import Array, Batch, Output, Stream, Variables
 
@@ -69,12 +70,12 @@ class Model(Checked):
         joined = jnp.concatenate(last, -1)
         x = joined + self._residual(joined, (joined.shape[-1],), 'residual', train)
         aux = {name: self._alone(name, stream, train) for name, stream in streams.items()}
-        return Output(nn.Dense(self.classes, name='head')(x), {'joined': joined} | self._auxiliary(aux, train))
+        return Output(Dense(self.classes, name='head')(x), {'joined': joined} | self._auxiliary(aux, train))
 
     def _project(self, name: str, stream: Stream) -> Stream:
         x = jnp.where(stream.mask[..., None], stream.x, 0)
         if x.shape[-1] != self.width:
-            x = nn.Dense(self.width, use_bias=False, name=f'project_{name}')(x)
+            x = Dense(self.width, use_bias=False, name=f'project_{name}')(x)
         return Stream(x, stream.mask)
 
     def _alone(self, name: str, stream: Stream, train: bool) -> Float[Array, 'b d']:
@@ -88,16 +89,16 @@ class Model(Checked):
         """Scores of each stream alone, by one head."""
         x = jnp.stack(list(vectors.values()), 1)
         x = x + self._residual(x, (self.hidden, self.hidden), 'auxiliary', train)
-        scores = nn.Dense(self.classes, name='auxiliary_head')(x)
+        scores = Dense(self.classes, name='auxiliary_head')(x)
         return {'auxiliary': {name: scores[:, m] for m, name in enumerate(vectors)}}
 
     def _residual(self, x: Float[Array, '*b d'], widths: tuple[int, ...], name: str, train: bool):
         """What a residual block adds: layers with ReLU and dropout, and one back to the width of x."""
         width = x.shape[-1]
         for k, inner in enumerate(widths, 1):
-            x = nn.relu(nn.Dense(inner, name=f'{name}_{k}')(x))
+            x = nn.relu(Dense(inner, name=f'{name}_{k}')(x))
             x = Dropout(self.out_dropout, name=f'dropout_{name}_{k}')(x, train=train)
-        return nn.Dense(width, name=f'{name}_out')(x)
+        return Dense(width, name=f'{name}_out')(x)
 
     def _encoder(self, name: str, attention_dropout: float) -> Encoder:
         return Encoder(self.heads, self.layers, attention_dropout, self.relu_dropout, self.residual_dropout,

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float
 
 from jmer import losses
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.diffusion import noise
 from jmer.layers.mlp import MLP
 from jmer.layers.pooling import pool
@@ -87,7 +88,7 @@ class Model(Checked):
         stream = batch.streams[name]
         states = BiGRU(self.states, self.layers, self.dropout, name=f'encode_{name}')(*stream, train=train)
         context = pool(states, stream.mask, 'mean')
-        mean, raw = (nn.Dense(self.width, name=f'{part}_{name}')(context) for part in ('mean', 'variance'))
+        mean, raw = (Dense(self.width, name=f'{part}_{name}')(context) for part in ('mean', 'variance'))
         return mean, nn.softplus(raw) + SMALLEST
 
 

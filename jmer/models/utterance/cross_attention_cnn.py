@@ -21,6 +21,7 @@ from jaxtyping import Bool
 
 from jmer.layers.checked import Checked
 from jmer.layers.conv import windows
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
@@ -76,7 +77,7 @@ class Model(Checked):
             vectors.append(pool(*steps[name], 'mean_std'))
         fused = jnp.concatenate(vectors, -1)
         x = Dropout(self.dropout, name='dropout')(fused, train=train)
-        return Output(nn.Dense(self.classes, name='head')(x), {'steps': steps, 'fused': fused})
+        return Output(Dense(self.classes, name='head')(x), {'steps': steps, 'fused': fused})
 
     def _convolve(
         self, name: str, stream: Stream, shape: tuple[tuple[int, ...], ...], present: Bool[Array, 'b'], train: bool
@@ -88,7 +89,7 @@ class Model(Checked):
             x = windows(x, mask, kernel, stride=stride, before=before, after=kernel - 1 - before)
             blocks = jnp.pad(mask, ((0, 0), (0, -mask.shape[1] % stride))).reshape(len(mask), -1, stride)
             mask = jnp.any(blocks, -1)
-            x = nn.Dense(width, use_bias=False, name=f'conv_{name}_{k}')(x)
+            x = Dense(width, use_bias=False, name=f'conv_{name}_{k}')(x)
             x = BatchNorm(name=f'norm_{name}_{k}')(x, mask & present[:, None], train=train)
             x = jnp.where(mask[..., None], nn.relu(x), 0)
         return Stream(x, mask)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pooled_streams
@@ -54,7 +55,7 @@ class Model(Checked):
         projections = []
         for m, (name, x) in enumerate(zip(self.streams, vectors, strict=True)):
             x = drop(norm(x, there[:, m] & batch.present, name), name)
-            x = nn.Dense(self.hidden, use_bias=False, name=f'project_{name}')(x)
+            x = Dense(self.hidden, use_bias=False, name=f'project_{name}')(x)
             projections.append(jnp.where(there[:, m, None], x, 0.0))
         gates = self._gates(jnp.concatenate(projections, -1), there)
         fused = jnp.sum(gates * jnp.tanh(jnp.stack(projections, 1)), 1)
@@ -62,17 +63,17 @@ class Model(Checked):
         x = fused
         for k in (1, 2):
             x = drop(norm(x, batch.present, f'fused_{k}'), f'fused_{k}')
-            x = nn.Dense(self.hidden * self.pieces, name=f'maxout_{k}')(x)
+            x = Dense(self.hidden * self.pieces, name=f'maxout_{k}')(x)
             x = jnp.max(x.reshape(-1, self.hidden, self.pieces), -1)
         x = drop(norm(x, batch.present, 'fused_3'), 'fused_3')
-        logits = nn.Dense(self.classes, name='head')(x)
+        logits = Dense(self.classes, name='head')(x)
         return Output(logits, {'gates': gates, 'fused': fused})
 
     def _gates(self, x, there):
         """Weights of the streams, [b m hidden]; an absent stream has none."""
         bimodal = len(self.streams) == 2
         units = self.hidden * (1 if bimodal else len(self.streams))
-        z = nn.sigmoid(nn.Dense(units, use_bias=False, name='gate')(x))
+        z = nn.sigmoid(Dense(units, use_bias=False, name='gate')(x))
         z = z.reshape(len(x), -1, self.hidden)
         gates = jnp.concatenate([z, 1.0 - z], 1) if bimodal else z
         gates = jnp.where(there[..., None], gates, 0.0)

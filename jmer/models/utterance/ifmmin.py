@@ -27,6 +27,7 @@ from jaxtyping import Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.imagination import Bottleneck, Classifier, Encoders, complement, lose
 from jmer.stages import TEACHER, Learner, Result, Stage, of_model, of_teacher
@@ -154,7 +155,7 @@ class Shared(nn.Module):
             raise ValueError(f'ifmmin: shared_activation: found {self.activation!r}, '
                              f'expected one of {", ".join(ACTIVATIONS)}')
         for k in range(self.layers):
-            x = nn.Dense(x.shape[-1], name=f'dense_{k}')(x)
+            x = Dense(x.shape[-1], name=f'dense_{k}')(x)
             if self.activation != 'sigmoid' or k < self.layers - 1:
                 x = ACTIVATIONS[self.activation](x)
                 x = Dropout(self.dropout, name=f'dropout_{k}')(x, train=train)
@@ -181,8 +182,8 @@ class Cascade(nn.Module):
         for i in range(self.blocks):
             latent, out = Bottleneck(self.widths, name=f'block_{i}')(out + invariant)
             latents.append(latent)
-        hidden = nn.relu(nn.Dense(x.shape[-1], name='transition_0')(out))
-        return nn.Dense(x.shape[-1], name='transition_1')(hidden), jnp.concatenate(latents, -1)
+        hidden = nn.relu(Dense(x.shape[-1], name='transition_0')(out))
+        return Dense(x.shape[-1], name='transition_1')(hidden), jnp.concatenate(latents, -1)
 
 
 def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:

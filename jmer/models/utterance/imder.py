@@ -29,6 +29,7 @@ from jmer.layers import diffusion
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
 from jmer.layers.conv import inside
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.rcan import ResidualGroup
 from jmer.layers.steps import fit
@@ -122,7 +123,7 @@ class Model(Checked):
             projected[name] = Stream(x, mask)
             if x.shape[-1] != self.width:
                 windows, mask = inside(projected[name], self.kernel)
-                x = nn.Dense(self.width, use_bias=False, name=f'project_{name}')(windows)
+                x = Dense(self.width, use_bias=False, name=f'project_{name}')(windows)
                 projected[name] = Stream(jax.lax.stop_gradient(x) if self.frozen_projections else x, mask)
         steps = max(stream.x.shape[1] for stream in projected.values())
         return {name: fit(stream, steps) for name, stream in projected.items()}
@@ -148,7 +149,7 @@ class Model(Checked):
         if len(others) == 1:
             return Stream(*others[0])
         (x, x_mask), (y, y_mask) = others
-        both = nn.Dense(self.width, name=f'join_without_{name}')(jnp.concatenate([x, y], -1))
+        both = Dense(self.width, name=f'join_without_{name}')(jnp.concatenate([x, y], -1))
         all_there = (jnp.any(x_mask, -1) & jnp.any(y_mask, -1))[:, None, None]
         mask = jnp.asarray(x_mask) | y_mask
         return Stream(jnp.where(mask[..., None], jnp.where(all_there, both, x + y), 0), mask)
@@ -190,9 +191,9 @@ class Model(Checked):
             t = t * (1 - diffusion.SOONEST) + diffusion.SOONEST
             z = diffusion.noise(of_z, *truth.x.shape)
             score = diffusion.score_matching(net, truth, condition, t, z, self.sigma)
-        wide = nn.Dense(2 * self.width, name=f'widen_{name}')(self._sample(net, condition, of_sample, train))
+        wide: Array = Dense(2 * self.width, name=f'widen_{name}')(self._sample(net, condition, of_sample, train))
         wide = ResidualGroup(self.blocks, self.reduction, name=f'refine_{name}')(wide, condition.mask)
-        return nn.Dense(self.width, name=f'narrow_{name}')(wide), score
+        return Dense(self.width, name=f'narrow_{name}')(wide), score
 
     def _sample(
         self, net: diffusion.ScoreNetwork, condition: Stream, key: PRNGKeyArray, train: bool
@@ -226,10 +227,10 @@ class Model(Checked):
             memory = self._encoder(f'{name}_memory', self._memory_layers(), self.attention_dropout[0])
             last[name] = memory(jnp.concatenate(read, -1), mask, train=train, last=True)[:, 0]
         joined: Array = jnp.concatenate(list(last.values()), -1)
-        inner: Array = nn.relu(nn.Dense(joined.shape[-1], name='residual_in')(joined))
+        inner: Array = nn.relu(Dense(joined.shape[-1], name='residual_in')(joined))
         inner = Dropout(self.out_dropout, name='dropout_out')(inner, train=train)
-        whole = joined + nn.Dense(joined.shape[-1], name='residual_out')(inner)
-        return nn.Dense(self.classes, name='head')(whole), {'joined': joined, 'last': last}
+        whole = joined + Dense(joined.shape[-1], name='residual_out')(inner)
+        return Dense(self.classes, name='head')(whole), {'joined': joined, 'last': last}
 
     def _encoder(self, name: str, layers: int, attention_dropout: float) -> Encoder:
         return Encoder(self.heads, layers, attention_dropout, self.relu_dropout, self.residual_dropout,

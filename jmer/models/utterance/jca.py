@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.mlp import StepScores
 from jmer.layers.pooling import pool
 from jmer.layers.steps import extend
@@ -55,10 +56,10 @@ class Model(Checked):
             raise ValueError(f'jca: streams: found {self.streams}, expected two')
 
         def dense(width, name):
-            return nn.Dense(width, use_bias=False, name=name)
+            return Dense(width, use_bias=False, name=name)
 
         audio, vision = (extend(batch.streams[name], self.steps, 'jca') for name in self.streams)
-        encoded = [jnp.where(s.mask[..., None], nn.Dense(self.width, name=f'encode_{name}')(s.x), 0)
+        encoded = [jnp.where(s.mask[..., None], Dense(self.width, name=f'encode_{name}')(s.x), 0)
                    for name, s in zip(self.streams, (audio, vision), strict=True)]
         joint = jnp.concatenate(encoded, -1)
         x = encoded[1].swapaxes(1, 2)                                           # [b d t]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.mlp import MLP
 from jmer.layers.pooling import pooled_streams
 from jmer.types import Array, Batch, Output
@@ -57,7 +58,7 @@ class Model(Checked):
         undecided = -jnp.log(float(self.classes)) if self.probabilities else 0.0
         decisions = jnp.where(there[..., None], decisions, undecided)
         if self.rule == 'stacked':
-            scores = nn.Dense(self.classes, name='stack')(decisions.reshape(len(decisions), -1))
+            scores = Dense(self.classes, name='stack')(decisions.reshape(len(decisions), -1))
             return Output(scores, {'decisions': decisions})
         weights = self._weights(decisions, there)
         return Output(self._combine(decisions, weights, there), {'decisions': decisions, 'weights': weights})

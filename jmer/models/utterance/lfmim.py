@@ -25,6 +25,7 @@ from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.attention import attend, visible
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout, seeds
 from jmer.layers.mlp import MLP
 from jmer.layers.position import positions
@@ -94,7 +95,7 @@ class Model(Checked):
     def _embed_stream(self, name: str, stream: Stream, steps: int, train: bool) -> Stream:
         """The steps of a stream behind a learned token, which is there if any step is."""
         x, mask = extend(stream, steps, 'lfmim')
-        x = nn.Dense(self.width, name=f'project_{name}')(x)
+        x = Dense(self.width, name=f'project_{name}')(x)
         token = self.param(f'token_{name}', nn.initializers.normal(0.02), (self.width,))
         x = jnp.concatenate([jnp.broadcast_to(token[None, None], (len(x), 1, self.width)), x], 1)
         mask = jnp.concatenate([jnp.any(mask, 1, keepdims=True), mask], 1)
@@ -132,11 +133,11 @@ class _Block(nn.Module):
     def __call__(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], *, train: bool) -> Float[Array, 'b t d']:
         width = x.shape[-1]
         seed = seeds(self.make_rng('dropout')) if train and self.attention_dropout else None
-        q, k, v = jnp.split(nn.Dense(3 * width, name='query_key_value')(layer_norm('attention_norm')(x)), 3, axis=-1)
+        q, k, v = jnp.split(Dense(3 * width, name='query_key_value')(layer_norm('attention_norm')(x)), 3, axis=-1)
         y = attend(q, k, v, visible(mask, mask, causal=False), heads=self.heads, rate=self.attention_dropout, seed=seed)
-        x = x + layer_norm('attention_out_norm')(nn.Dense(width, name='attention_out')(y))
-        y = nn.relu(nn.Dense(4 * width, name='expand')(layer_norm('feedforward_norm')(x)))
-        y = nn.Dense(width, name='contract')(Dropout(self.dropout, name='dropout')(y, train=train))
+        x = x + layer_norm('attention_out_norm')(Dense(width, name='attention_out')(y))
+        y = nn.relu(Dense(4 * width, name='expand')(layer_norm('feedforward_norm')(x)))
+        y = Dense(width, name='contract')(Dropout(self.dropout, name='dropout')(y, train=train))
         return jnp.where(mask[..., None], x + layer_norm('feedforward_out_norm')(y), 0)
 
 

@@ -21,6 +21,7 @@ from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
 from jmer.layers.conv import inside
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.recurrent import BiLSTM
@@ -75,9 +76,9 @@ class Model(Checked):
         last[self.streams[0]] = self._encoder(self.streams[0])(x + normed, text.mask, train=train, last=True)[:, 0]
 
         joined = jnp.concatenate([last[name] for name in self.streams], -1)
-        x = nn.relu(nn.Dense(joined.shape[-1], name='hidden_1')(joined))
-        x = nn.Dense(joined.shape[-1], name='hidden_2')(Dropout(self.out_dropout, name='dropout_out')(x, train=train))
-        return Output(nn.Dense(self.classes, name='head')(x), {'joined': joined, 'states': states, 'normed': normed})
+        x = nn.relu(Dense(joined.shape[-1], name='hidden_1')(joined))
+        x = Dense(joined.shape[-1], name='hidden_2')(Dropout(self.out_dropout, name='dropout_out')(x, train=train))
+        return Output(Dense(self.classes, name='head')(x), {'joined': joined, 'states': states, 'normed': normed})
 
     def _read(self, text: Stream, train: bool) -> Float[Array, 'b t d']:
         x = Dropout(self.text_dropout, name='dropout_text')(jnp.where(text.mask[..., None], text.x, 0), train=train)
@@ -91,7 +92,7 @@ class Model(Checked):
         x, mask = batch.streams[name]
         if x.shape[-1] != self.width:
             x, mask = inside(Stream(x, mask), KERNEL)
-            x = nn.Dense(self.width, use_bias=False, name=f'project_{name}')(x)
+            x = Dense(self.width, use_bias=False, name=f'project_{name}')(x)
         return Stream(BatchNorm(name=f'norm_{name}')(x, mask & batch.present[:, None], train=train), mask)
 
     def _encoder(self, name: str) -> Encoder:
@@ -106,8 +107,8 @@ class FeatureAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b t d'], y: Float[Array, 'b e']) -> Float[Array, 'b t {self.width}']:
-        own = nn.Dense(self.width, name='own')(x)
-        other = nn.Dense(self.width, use_bias=False, name='other')(y)
+        own = Dense(self.width, name='own')(x)
+        other = Dense(self.width, use_bias=False, name='other')(y)
         return nn.softmax(jnp.tanh(own + other[:, None]))
 
 

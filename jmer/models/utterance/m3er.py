@@ -37,6 +37,7 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.collectives import total
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.mlp import MLP
 from jmer.layers.pooling import pooled_streams
 from jmer.layers.recurrent import LSTM
@@ -104,7 +105,7 @@ class Model(Checked):
             jnp.concatenate(seen, -1), train=train)
         logits = MLP((self.hidden, self.classes), self.dropout, name='head')(
             jnp.concatenate([*last, memory], -1), train=train)
-        decisions = jnp.stack([nn.Dense(self.classes, name=f'decide_{name}')(x)
+        decisions = jnp.stack([Dense(self.classes, name=f'decide_{name}')(x)
                                for name, x in zip(self.streams, last, strict=True)], 1)
         return Output(logits, {'decisions': jax.nn.log_softmax(decisions), 'effective': passed, 'memory': memory,
                                'proxies': dict(zip(self.streams, proxies, strict=True))})
@@ -262,7 +263,7 @@ class _Memory(nn.Module):
         scores = MLP((self.hidden, pair.shape[-1]), self.dropout, name='attention')(pair, train=train)
         attended = nn.softmax(scores) * pair
         written = jnp.tanh(MLP((self.hidden, self.width), self.dropout, name='candidate')(attended, train=train))
-        keep, write = (nn.Dense(self.width, name=name) for name in ('keep', 'write'))
+        keep, write = (Dense(self.width, name=name) for name in ('keep', 'write'))
         memory = jnp.zeros((len(x), self.width))
         for k in range(x.shape[1]):
             seen = jnp.concatenate([attended[:, k], memory], -1)

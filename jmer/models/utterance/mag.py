@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from jmer.author import Reader
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.gating import AdaptationGate
 from jmer.layers.pooling import pool
@@ -71,9 +72,9 @@ class Model(Checked):
             x = PostNormLayer(self.heads, self.hidden, 'gelu', 1e-12, self.dropout, name=f'layer_{k}')(
                 x, text.mask, train=train)
         first = pool(x[:, ::-1], text.mask[:, ::-1], 'last')
-        pooled: Array = jnp.tanh(nn.Dense(self.width, name='pooler')(first))
+        pooled: Array = jnp.tanh(Dense(self.width, name='pooler')(first))
         pooled = Dropout(self.dropout, name='dropout_head')(pooled, train=train)
-        return Output(nn.Dense(self.classes, name='head')(pooled), {'embedded': embedded, 'fused': fused})
+        return Output(Dense(self.classes, name='head')(pooled), {'embedded': embedded, 'fused': fused})
 
     def _embed(self, text: Stream, train: bool) -> Float[Array, 'b t d']:
         there = text.mask[..., None]
@@ -86,7 +87,7 @@ class Model(Checked):
             kind = x[..., 1].astype(jnp.int32) if x.shape[-1] == 2 else kind
             x = nn.Embed(self.vocabulary, self.width, name='words')(x[..., 0].astype(jnp.int32))
         elif x.shape[-1] != self.width:
-            x = nn.Dense(self.width, name='project')(x)
+            x = Dense(self.width, name='project')(x)
         places = self.param('positions', nn.initializers.normal(0.02), (self.steps, self.width))
         x = x + places[None, :x.shape[1]] + nn.Embed(self.types, self.width, name='types')(kind)
         x = Dropout(self.dropout, name='dropout_embed')(layer_norm('embed_norm', 1e-12)(x), train=train)

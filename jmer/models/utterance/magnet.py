@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float
 
 from jmer import losses
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
+from jmer.layers.dropout import Dropout
 from jmer.layers.mlp import MLP
 from jmer.layers.pooling import pooled_streams
 from jmer.types import Array, Batch, Output
@@ -55,7 +57,7 @@ class Model(Checked):
         projections = jnp.stack([self._project(name, x, train) for name, x in zip(self.streams, vectors, strict=True)],
                                 1)
         projections = jnp.where(there[..., None], projections, 0)
-        z = nn.sigmoid(nn.Dense(self.width, name='gate')(projections.reshape(len(there), -1)))
+        z = nn.sigmoid(Dense(self.width, name='gate')(projections.reshape(len(there), -1)))
         gates = shares(z, there)
         fused = jnp.sum(gates * projections, 1)
         emotion, meme = (MLP((self.hidden, count), self.dropout, name=name)(fused, train=train)
@@ -63,8 +65,8 @@ class Model(Checked):
         return Output(emotion, {'meme': meme, 'gates': gates, 'fused': fused})
 
     def _project(self, name, x, train):
-        x = nn.Dropout(self.dropout, name=f'dropout_{name}')(x, deterministic=not train)
-        return jnp.tanh(nn.Dense(self.width, name=f'project_{name}')(x))
+        x = Dropout(self.dropout, name=f'dropout_{name}')(x, train=train)
+        return jnp.tanh(Dense(self.width, name=f'project_{name}')(x))
 
 
 def shares(z: Float[Array, 'b d'], there: Bool[Array, 'b 2']) -> Float[Array, 'b 2 d']:

@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
 from jmer.layers.conv import windows
-from jmer.layers.mlp import on_rows
+from jmer.layers.dense import Dense, on_rows
+from jmer.layers.dropout import Dropout
 from jmer.layers.norm import BatchNorm
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import BiLSTM
@@ -69,14 +70,14 @@ class Model(Checked):
         heard = Stream(self._attend_twice(heard, 'audio', batch.present, train), heard.mask)
 
         found = AdditiveAttention(self.heads, self.hidden, name='cross')(x, *heard)
-        x = x * nn.sigmoid(nn.Dense(self.width, name='gate')(found)) + x
+        x = x * nn.sigmoid(Dense(self.width, name='gate')(found)) + x
         fused = BiLSTM(self.width, name='lstm_fused')(jnp.concatenate([x, found], -1), text.mask, train=train)
         counted = text.mask
         if self.reads_padding:               # zeros up to the longest text of the batch
             counted = jnp.broadcast_to(jnp.any(text.mask, 0), text.mask.shape)
         fused = pool(fused, counted, 'max')
-        dropped = nn.Dropout(self.dropout, name='dropout')(fused, deterministic=not train)
-        return Output(nn.Dense(self.classes, name='head')(dropped), {'fused': fused})
+        dropped = Dropout(self.dropout, name='dropout')(fused, train=train)
+        return Output(Dense(self.classes, name='head')(dropped), {'fused': fused})
 
     def _listen(self, stream: Stream, present: Bool[Array, 'b'], train: bool) -> Stream:
         """Audio by two branches of convolutions. A window is present if its last step is."""
@@ -87,10 +88,10 @@ class Model(Checked):
             gone = 2 * (size - 1)
             seen, mask = windows(x, mask, size, dilation=2), mask[:, gone:]
             there, norm = (mask & present[:, None]).reshape(-1), BatchNorm(affine=False, name=f'norm_{name}')
-            kernel = nn.Dense(width, use_bias=False, name=f'conv_{name}')
+            kernel = Dense(width, use_bias=False, name=f'conv_{name}')
             return on_rows(lambda rows: norm(kernel(rows), there, train=train), seen), mask
 
-        first = nn.Dense(x.shape[-1], name='conv_first')
+        first = Dense(x.shape[-1], name='conv_first')
         x = nn.leaky_relu(on_rows(first, windows(x, mask, 3, before=1, after=1)))
         wide, _ = convolve(x, mask, self.width, 5, 'wide')
         for k, (width, size) in enumerate(zip((*self.narrow, self.width), (3, 2, 2), strict=True), 1):
@@ -103,7 +104,7 @@ class Model(Checked):
     ) -> Float[Array, 'b t d']:
         """Attention over steps and attention over channels, each through the same convolution, added."""
         x, mask = stream
-        kernel = nn.Dense(self.width, use_bias=False, name=f'after_{name}')
+        kernel = Dense(self.width, use_bias=False, name=f'after_{name}')
         norm = BatchNorm(epsilon=1e-6, name=f'after_norm_{name}')
         there = (mask & present[:, None]).reshape(-1)
 
@@ -131,8 +132,8 @@ class _Gamma(nn.Module):
 
 def _over_steps(x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], width: int, name: str) -> Float[Array, 'b t d']:
     """Every step and a share of what it finds in all steps."""
-    q = on_rows(nn.Dense(width, name=f'steps_query_{name}'), x)
-    k, v = jnp.split(on_rows(nn.Dense(width + x.shape[-1], name=f'steps_key_value_{name}'), x), [width], -1)
+    q = Dense(width, name=f'steps_query_{name}')(x)
+    k, v = jnp.split(Dense(width + x.shape[-1], name=f'steps_key_value_{name}')(x), [width], -1)
     scores = jnp.where(mask[:, None], jnp.einsum('btd,bsd->bts', q, k), -1e30)
     weights = jnp.where(mask[:, None], nn.softmax(scores), 0)
     return _Gamma(name=f'steps_{name}')(x, jnp.einsum('bts,bsd->btd', weights, v))
@@ -161,7 +162,7 @@ class AdditiveAttention(nn.Module):
         self, x: Float[Array, 'b t d'], source: Float[Array, 'b s d'], mask: Bool[Array, 'b s']
     ) -> Float[Array, 'b t d']:
         def dense(y, width, name):
-            return on_rows(nn.Dense(width, use_bias=False, name=name), y)
+            return Dense(width, use_bias=False, name=name)(y)
 
         def split(y):
             return jnp.moveaxis(y.reshape(*y.shape[:2], self.heads, -1), 2, 0)

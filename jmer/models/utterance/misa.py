@@ -24,6 +24,8 @@ from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.adversarial import reverse_gradient
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
+from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import BiGRU, BiLSTM, last_states
 from jmer.layers.transformer import PostNormLayer, layer_norm
@@ -71,7 +73,7 @@ class Model(Checked):
                              f'expected one of {", ".join(CELLS)} and two streams or more')
 
         def dense(name):
-            return nn.Dense(self.width, name=name)
+            return Dense(self.width, name=name)
 
         there = jnp.stack([jnp.any(batch.streams[name].mask, -1) for name in self.streams], 1)
         shared_layer, projected, private, shared, rebuilt = dense('shared'), [], [], [], []
@@ -86,12 +88,12 @@ class Model(Checked):
         seen = PostNormLayer(self.heads, self.hidden, dropout=self.transformer_dropout,
                              hidden_dropout=self.transformer_dropout, name='transformer')(
             vectors, jnp.concatenate([there, there], 1), train=train)
-        x = nn.Dense(3 * self.width, name='fusion')(seen.reshape(len(seen), -1))
-        x = nn.relu(nn.Dropout(self.dropout, name='dropout_fusion')(x, deterministic=not train))
+        x = Dense(3 * self.width, name='fusion')(seen.reshape(len(seen), -1))
+        x = nn.relu(Dropout(self.dropout, name='dropout_fusion')(x, train=train))
         aux = {'projected': projected, 'private': private, 'shared': shared, 'rebuilt': rebuilt, 'there': there}
         if self.adversarial:
             aux['streams'] = self._discriminate(jnp.stack(shared, 1), train)
-        return Output(nn.Dense(self.classes, name='head')(x), aux)
+        return Output(Dense(self.classes, name='head')(x), aux)
 
     def _vector(self, name: str, batch: Batch, train: bool) -> Float[Array, 'b d']:
         stream = batch.streams[name]
@@ -102,9 +104,9 @@ class Model(Checked):
     def _discriminate(self, shared: Float[Array, 'b m d'], train: bool) -> Float[Array, 'b m n']:
         """Scores of the streams that a shared vector may come from."""
         x = reverse_gradient(shared, self.reverse_weight)
-        x = nn.relu(nn.Dense(self.width, name='discriminator_1')(x))
-        x = nn.Dropout(self.dropout, name='dropout_discriminator')(x, deterministic=not train)
-        return nn.Dense(len(self.streams), name='discriminator_2')(x)
+        x = nn.relu(Dense(self.width, name='discriminator_1')(x))
+        x = Dropout(self.dropout, name='dropout_discriminator')(x, train=train)
+        return Dense(len(self.streams), name='discriminator_2')(x)
 
 
 class _States(nn.Module):

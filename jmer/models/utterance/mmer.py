@@ -24,6 +24,7 @@ from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.activation import gelu
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.transformer import PostNormLayer
@@ -74,12 +75,12 @@ class Model(Checked):
         if self.vocabulary:
             x = Dropout(self.dropout, name='dropout_ctc')(
                 jnp.where(audio.mask[..., None], audio.x, 0), train=train)
-            aux['letters'] = nn.Dense(self.vocabulary, name='letters')(x)
-        return Output(nn.Dense(self.classes, name='head')(fused), aux)
+            aux['letters'] = Dense(self.vocabulary, name='letters')(x)
+        return Output(Dense(self.classes, name='head')(fused), aux)
 
     def _contrast(self, x: Float[Array, 'b d'], name: str) -> Float[Array, 'b e']:
-        x = gelu(nn.Dense(self.width, name=f'{name}_1')(x))
-        return nn.Dense(self.width, name=f'{name}_2')(x)
+        x = gelu(Dense(self.width, name=f'{name}_1')(x))
+        return Dense(self.width, name=f'{name}_2')(x)
 
 
 class _Fusion(nn.Module):
@@ -99,17 +100,17 @@ class _Fusion(nn.Module):
         words: Array
         words, heard = (jnp.where(s.mask[..., None], s.x, 0) for s in (text, audio))
         if words.shape[-1] != self.width:
-            words = nn.Dense(self.width, name='project_text')(words)
+            words = Dense(self.width, name='project_text')(words)
         words = Dropout(self.dropout, name='dropout_text')(words, train=train)
         words = attend('read_text', words, text.mask)
-        first, second = (nn.Dense(self.width, name=f'project_audio_{k}')(heard) for k in (1, 2))
+        first, second = (Dense(self.width, name=f'project_audio_{k}')(heard) for k in (1, 2))
 
         direct = attend('text_from_audio', words, text.mask, first, audio.mask)
         seen = attend('audio_from_text', second, audio.mask, words, text.mask)
         through = attend('text_from_seen', words, text.mask, seen, audio.mask)
-        gate = nn.sigmoid(nn.Dense(self.width, name='gate')(jnp.concatenate([through, direct], -1)))
+        gate = nn.sigmoid(Dense(self.width, name='gate')(jnp.concatenate([through, direct], -1)))
         merged = pool(jnp.concatenate([through, gate * direct], -1), text.mask, 'max')
-        merged = nn.Dense(self.width, name='merge')(merged)
+        merged = Dense(self.width, name='merge')(merged)
         return jnp.concatenate([pool(heard, audio.mask, 'max'), merged], -1)
 
 

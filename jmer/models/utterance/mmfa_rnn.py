@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from jmer.layers.attention import visible
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.mlp import MLP
 from jmer.layers.pooling import pool
@@ -78,11 +79,11 @@ class Model(Checked):
     ) -> tuple[Float[Array, 'b n d'], Float[Array, 'b h n n']]:
         """The vectors of all streams and levels, having attended to each other, and how they did."""
         d = x.shape[-1]
-        q = nn.Dense(d, name='query')(x)
-        k, v = jnp.split(nn.Dense(2 * d, name='key_value')(x), 2, -1)
+        q = Dense(d, name='query')(x)
+        k, v = jnp.split(Dense(2 * d, name='key_value')(x), 2, -1)
         weights = weigh(q, k, visible(there, there, causal=False), self.heads)
         y = mix(Dropout(self.dropout, name='dropout_weights')(weights, train=train), v)
-        y = nn.Dense(d, name='attention_out')(y)
+        y = Dense(d, name='attention_out')(y)
         x = layer_norm('norm_fused')(x + Dropout(self.dropout, name='dropout_fused')(y, train=train))
         return jnp.where(there[..., None], x, 0), weights
 

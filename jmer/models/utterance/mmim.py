@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.gating import unit
 from jmer.layers.pooling import pool
@@ -75,17 +76,17 @@ class Model(Checked):
 
         fused = Dropout(self.dropout, name='dropout')(jnp.concatenate(list(vectors.values()), -1), train=train)
         for k in (1, 2):
-            fused = jnp.tanh(nn.Dense(self.width, name=f'fuse_{k}')(fused))
+            fused = jnp.tanh(Dense(self.width, name=f'fuse_{k}')(fused))
         estimates = {f'{y}_from_{x}': _Estimator(name=f'estimate_{y}_from_{x}')(vectors[x], vectors[y])
                      for x, y in pairs(self)}
         predicted = {name: self._predict(name, fused, vector.shape[-1]) for name, vector in vectors.items()}
         there = {name: jnp.any(batch.streams[name].mask, -1) & batch.present for name in self.streams}
-        return Output(nn.Dense(self.classes, name='head')(fused),
+        return Output(Dense(self.classes, name='head')(fused),
                       {'vectors': vectors, 'predicted': predicted, 'estimates': estimates, 'there': there})
 
     def _predict(self, name: str, x: Float[Array, 'b d'], width: int) -> Float[Array, 'b e']:
         for k in range(self.predictor_layers):
-            x = nn.Dense(width, name=f'predict_{name}_{k}')(jnp.tanh(x) if k == 1 else x)
+            x = Dense(width, name=f'predict_{name}_{k}')(jnp.tanh(x) if k == 1 else x)
         return x
 
     def _check(self) -> None:
@@ -112,7 +113,7 @@ class _Encoder(nn.Module):
     def __call__(self, stream: Stream, *, train: bool) -> Float[Array, 'b d']:
         x: Array = BiLSTM(self.states, causal=not self.bidirectional, name='lstm')(*stream, train=train)
         last = jnp.concatenate(last_states(x, stream.mask), -1) if self.bidirectional else pool(x, stream.mask, 'last')
-        last = nn.Dense(self.width, name='linear')(Dropout(self.dropout, name='dropout')(last, train=train))
+        last = Dense(self.width, name='linear')(Dropout(self.dropout, name='dropout')(last, train=train))
         return jnp.where(jnp.any(stream.mask, -1)[:, None], last, 0)
 
 
@@ -124,11 +125,11 @@ class _Estimator(nn.Module):
         self, x: Float[Array, 'b d'], y: Float[Array, 'b e']
     ) -> tuple[Float[Array, 'b'], Float[Array, 'b f']]:
         def network(name):
-            hidden = nn.relu(nn.Dense(y.shape[-1], name=f'{name}_1')(x))
-            return nn.Dense(y.shape[-1], name=f'{name}_2')(hidden)
+            hidden = nn.relu(Dense(y.shape[-1], name=f'{name}_1')(x))
+            return Dense(y.shape[-1], name=f'{name}_2')(hidden)
 
         likelihood = -jnp.sum(jnp.square(network('mean') - y) / (2 * jnp.exp(network('log_variance'))), -1)
-        return likelihood, jnp.tanh(nn.Dense(y.shape[-1] // 4, name='project')(y))
+        return likelihood, jnp.tanh(Dense(y.shape[-1] // 4, name='project')(y))
 
 
 def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.imagination import Bottleneck, Classifier, Encoders, complement, lose
 from jmer.stages import TEACHER, Learner, Result, Stage, of_model, of_teacher
 from jmer.types import Array, Batch, Output, Params, Variables
@@ -147,8 +148,8 @@ class Cascade(nn.Module):
             seen = seen + out
             latent, out = Bottleneck(self.widths, name=f'block_{i}')(seen)
             latents.append(latent)
-        hidden = nn.relu(nn.Dense(x.shape[-1], name='transition_0')(seen + out))
-        return nn.Dense(x.shape[-1], name='transition_1')(hidden), jnp.concatenate(latents, -1)
+        hidden = nn.relu(Dense(x.shape[-1], name='transition_0')(seen + out))
+        return Dense(x.shape[-1], name='transition_1')(hidden), jnp.concatenate(latents, -1)
 
 
 def loss(model: Model, out: Output, batch: Batch) -> dict[str, losses.Term]:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from jmer.author import Reader, require_streams
 from jmer.layers.attention import visible
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.postnorm import mix, weigh
@@ -55,14 +56,14 @@ class Model(Checked):
         x, of_text = self._attend(jnp.where(text.mask[..., None], text.x, 0), text.mask, 'text', train)
         heard: Array = jnp.where(audio.mask[..., None], audio.x, 0)
         if heard.shape[-1] != self.width:
-            heard = nn.Dense(self.width, name='project_audio')(heard)
+            heard = Dense(self.width, name='project_audio')(heard)
         heard = self._scale(Stream(heard, audio.mask))
 
         mask = jnp.concatenate([text.mask, audio.mask], 1)
         x, of_all = self._attend(jnp.concatenate([x, heard], 1), mask, 'fused', train)
         first = Dropout(self.dropout, name='dropout')(pool(x[:, ::-1], mask[:, ::-1], 'last'), train=train)
-        first = nn.leaky_relu(nn.Dense(self.hidden, name='hidden')(first))
-        return Output(nn.Dense(self.classes, name='head')(first), {'text': of_text, 'fused': of_all})
+        first = nn.leaky_relu(Dense(self.hidden, name='hidden')(first))
+        return Output(Dense(self.classes, name='head')(first), {'text': of_text, 'fused': of_all})
 
     def _attend(
         self, x: Float[Array, 'b t e'], mask: Bool[Array, 'b t'], name: str, train: bool
@@ -71,10 +72,10 @@ class Model(Checked):
         d = x.shape[-1]
         if d % self.heads:
             raise ValueError(f'mser3m: {name}: found a width of {d}, expected a multiple of {self.heads} heads')
-        q, k, v = jnp.split(nn.Dense(3 * d, name=f'query_key_value_{name}')(x), 3, axis=-1)
+        q, k, v = jnp.split(Dense(3 * d, name=f'query_key_value_{name}')(x), 3, axis=-1)
         weights = weigh(q, k, visible(mask, mask, causal=False), self.heads)
         x = mix(Dropout(self.dropout, name=f'dropout_{name}')(weights, train=train), v)
-        x = nn.Dense(self.width, name=f'linear_{name}')(nn.Dense(d, name=f'attention_out_{name}')(x))
+        x = Dense(self.width, name=f'linear_{name}')(Dense(d, name=f'attention_out_{name}')(x))
         return jnp.where(mask[..., None], layer_norm(f'norm_{name}')(x), 0), weights
 
     def _scale(self, stream: Stream) -> Float[Array, 'b t d']:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.position import positions
 from jmer.types import Batch, Output, Stream, Variables
@@ -93,8 +94,8 @@ class Model(Checked):
         x = jnp.pad(x, ((0, 0), (0, short), (0, 0)))
         mask = jnp.pad(stream.mask, ((0, 0), (0, short)))[:, kernel - 1:]
         windows = jnp.concatenate([x[:, k:k + mask.shape[1]] for k in range(kernel)], -1)
-        return Stream(nn.Dense(self.width, use_bias=False, kernel_init=_uniform,
-                               name=f'project_{name}')(windows), mask)
+        return Stream(Dense(self.width, use_bias=False, kernel_init=_uniform,
+                            name=f'project_{name}')(windows), mask)
 
     def _encoder(self, name: str, layers: int, attention_dropout: float) -> Encoder:
         return Encoder(self.heads, layers, attention_dropout, self.relu_dropout, self.residual_dropout,
@@ -135,8 +136,8 @@ class Model(Checked):
 _uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')       # PyTorch's
 
 
-def _dense(width: int, name: str) -> nn.Dense:
-    return nn.Dense(width, kernel_init=_uniform, name=name)
+def _dense(width: int, name: str) -> Dense:
+    return Dense(width, kernel_init=_uniform, name=name)
 
 
 def params_from_author(state: Mapping[str, Any], model: Model) -> Variables:

@@ -24,9 +24,10 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.gating import unit
-from jmer.layers.mlp import StepScores, on_rows
+from jmer.layers.mlp import StepScores
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import LSTM
 from jmer.layers.steps import extend
@@ -81,13 +82,13 @@ class Model(Checked):
             raise ValueError(f'rja: {self.streams[1]}: found {x.shape[-1]} features, expected a multiple of '
                              f'{self.regions} (its field `regions`)')
         x = x.reshape(*x.shape[:2], self.regions, -1)
-        seen: Array = nn.relu(on_rows(nn.Dense(self.width, name='look_vision'), x))
-        seen = on_rows(nn.Dense(self.regions, use_bias=False, name='look_regions'), seen)
-        heard = nn.relu(nn.Dense(self.width, name='look_audio')(guide))
-        heard = nn.Dense(self.regions, use_bias=False, name='look_guide')(heard)
-        score = nn.Dense(1, use_bias=False, name='look_score')(jnp.tanh(seen + heard[..., None]))[..., 0]
+        seen: Array = nn.relu(Dense(self.width, name='look_vision')(x))
+        seen = Dense(self.regions, use_bias=False, name='look_regions')(seen)
+        heard = nn.relu(Dense(self.width, name='look_audio')(guide))
+        heard = Dense(self.regions, use_bias=False, name='look_guide')(heard)
+        score = Dense(1, use_bias=False, name='look_score')(jnp.tanh(seen + heard[..., None]))[..., 0]
         chosen = jnp.einsum('btr,btrd->btd', nn.softmax(score), x)
-        return nn.Dense(self.width, name='look_out')(chosen)
+        return Dense(self.width, name='look_out')(chosen)
 
 
 class _Reading(nn.Module):
@@ -109,7 +110,7 @@ class _Reading(nn.Module):
             y = jnp.concatenate([
                 LSTM(self.width // 2, reverse, learned_start=True, name=f'{name}_{k}')(y, mask)
                 for name, reverse in (('forward', False), ('backward', True))], -1)
-        y = nn.Dense(self.width, name='out')(drop(jnp.concatenate([x, y], -1), LAYERS))
+        y = Dense(self.width, name='out')(drop(jnp.concatenate([x, y], -1), LAYERS))
         return jnp.where(mask[..., None], unit(y), 0)
 
 
@@ -126,14 +127,14 @@ class _JointAttention(nn.Module):
             return Dropout(self.dropout, name=f'dropout_{name}')(x, train=train)
 
         steps, width = v.shape[1:]
-        joint = nn.Dense(2 * width, name='joint')(jnp.concatenate([v, a], -1))
+        joint = Dense(2 * width, name='joint')(jnp.concatenate([v, a], -1))
         joint = jnp.where(there[..., None], joint, 0)
 
         def attend(x, name):
-            key = nn.Dense(steps, name=f'key_{name}')(x.swapaxes(1, 2))           # along time
+            key = Dense(steps, name=f'key_{name}')(x.swapaxes(1, 2))           # along time
             score = jnp.tanh(jnp.einsum('bdt,bte->bde', key, joint) * (2 * width) ** -0.5)
-            found = jnp.einsum('btd,bde->bte', nn.Dense(width, name=f'value_{name}')(x), drop(score, f'{name}_1'))
-            found = nn.Dense(width, name=f'out_{name}')(nn.relu(jnp.tanh(found)))
+            found = jnp.einsum('btd,bde->bte', Dense(width, name=f'value_{name}')(x), drop(score, f'{name}_1'))
+            found = Dense(width, name=f'out_{name}')(nn.relu(jnp.tanh(found)))
             return x + drop(nn.relu(found), f'{name}_2')
 
         return attend(v, 'vision'), attend(a, 'audio')

@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.graph import softmax
-from jmer.layers.mlp import WideDense
 from jmer.layers.steps import fit
 from jmer.types import Array, Batch, Label, Output, Stream, Variables
 
@@ -110,21 +110,21 @@ class Fusion(nn.Module):
         def dense(x, widths, name):
             """Dense layers with ReLU and dropout after every one."""
             for k, width in enumerate(widths):
-                x = nn.relu(nn.Dense(width, name=f'{name}_{k}')(x))
+                x = nn.relu(Dense(width, name=f'{name}_{k}')(x))
                 x = Dropout(self.dropout, name=f'dropout_{name}_{k}')(x, train=train)
             return x
 
         names, g = ('audio', 'text', 'video'), self.width
         steps, vectors = {}, {}
         for name, given in zip(names, ((audio,), texts, (video,)), strict=True):
-            project, longest = WideDense(g, name=f'steps_{name}'), max(stream.x.shape[1] for stream in given)
+            project, longest = Dense(g, name=f'steps_{name}'), max(stream.x.shape[1] for stream in given)
             projected = [(project(x), mask) for x, mask in (fit(stream, longest) for stream in given)]
             x, mask = (jnp.concatenate(parts * (len(texts) // len(given))) for parts in zip(*projected, strict=True))
             steps[name] = x, mask
             pooled = Pool(self.step_dropout, name=f'pool_{name}')(x, mask, train=train)
             vectors[name] = dense(pooled, (g, g), f'vector_{name}')
         joined = dense(jnp.concatenate(list(vectors.values()), -1), (g, g), 'joined')
-        weights = dict(zip(names, jnp.split(nn.Dense(3, name='weights')(joined), 3, -1), strict=True))
+        weights = dict(zip(names, jnp.split(Dense(3, name='weights')(joined), 3, -1), strict=True))
 
         a, t, v = (weights[name] * vectors[name] for name in names)
         given = (a + t + v, a + t, t + v, a + v, *vectors.values())
@@ -134,12 +134,12 @@ class Fusion(nn.Module):
             got = Cross(self.step_dropout, name=f'cross_{name}')(asked, *steps[name], train=train)
             read[name] = dense(got, self.hidden, f'read_{name}')
         crossed = jnp.stack([weights[name][:, None] * read[name] for name in names]).sum(0)
-        share = nn.Dense(len(QUERIES), name='shares')(
+        share = Dense(len(QUERIES), name='shares')(
             dense(crossed.reshape(len(crossed), -1), self.hidden, 'crossed'))
         fused = jnp.einsum('bn,bnq->bq', share, crossed)
-        logits = nn.Dense(self.classes, name='head')(fused)
-        contrast = nn.Dense(self.contrast, name='contrast_0')(fused)
-        contrast = nn.Dense(self.contrast, use_bias=False, name='contrast_1')(nn.relu(contrast))
+        logits = Dense(self.classes, name='head')(fused)
+        contrast = Dense(self.contrast, name='contrast_0')(fused)
+        contrast = Dense(self.contrast, use_bias=False, name='contrast_1')(nn.relu(contrast))
         return Pass(logits, fused, contrast, queries['text'], read['text'])
 
 
@@ -152,7 +152,7 @@ class Pool(nn.Module):
     def __call__(self, x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], *, train: bool) -> Float[Array, 'b d']:
         x = Dropout(self.dropout, name='dropout_in')(x, train=train)
         context = self.param('context', nn.initializers.normal(0.1), (x.shape[-1],))
-        scores = jnp.einsum('btd,d->bt', jnp.tanh(nn.Dense(x.shape[-1], name='keys')(x)), context)
+        scores = jnp.einsum('btd,d->bt', jnp.tanh(Dense(x.shape[-1], name='keys')(x)), context)
         pooled = jnp.einsum('bt,btd->bd', softmax(SHARPNESS * scores, mask), x)
         return Dropout(self.dropout, name='dropout_out')(pooled, train=train)
 
@@ -167,8 +167,8 @@ class Cross(nn.Module):
         self, queries: Float[Array, 'b n d'], x: Float[Array, 'b t d'], mask: Bool[Array, 'b t'], *, train: bool
     ) -> Float[Array, 'b n d']:
         x = Dropout(self.dropout, name='dropout_in')(x, train=train)
-        keys = jnp.tanh(nn.Dense(x.shape[-1], name='keys')(x))
-        scores = SHARPNESS * jnp.einsum('bnd,btd->bnt', nn.Dense(x.shape[-1], name='queries')(queries), keys)
+        keys = jnp.tanh(Dense(x.shape[-1], name='keys')(x))
+        scores = SHARPNESS * jnp.einsum('bnd,btd->bnt', Dense(x.shape[-1], name='queries')(queries), keys)
         weights = softmax(scores, jnp.broadcast_to(mask[:, None], scores.shape))
         return Dropout(self.dropout, name='dropout_out')(jnp.einsum('bnt,btd->bnd', weights, x), train=train)
 

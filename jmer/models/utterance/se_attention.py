@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 
 from jmer.layers.attention import visible
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.mlp import MLP
 from jmer.layers.pooling import pool
 from jmer.layers.transformer import Attention, layer_norm
@@ -62,7 +63,7 @@ class Model(Checked):
 
     def _project(self, name: str, stream: Stream) -> Stream:
         there = stream.mask[..., None]
-        x = nn.Dense(self.width, name=f'project_{name}')(jnp.where(there, stream.x, 0))
+        x = Dense(self.width, name=f'project_{name}')(jnp.where(there, stream.x, 0))
         return Stream(jnp.where(there, x, 0), stream.mask)
 
     def _attend(self, name: str, stream: Stream, other: Stream, train: bool) -> Float[Array, 'b t d']:
@@ -73,8 +74,8 @@ class Model(Checked):
 
     def _excite(self, name: str, found: Float[Array, 'b t d'], mask: Bool[Array, 'b t']) -> Float[Array, 'b d']:
         """How much each channel of what was found counts, between 0 and 1."""
-        x = nn.Dense(self.width // self.reduction, name=f'squeeze_{name}')(pool(found, mask, 'mean'))
-        return nn.sigmoid(nn.Dense(self.width, name=f'excite_{name}')(nn.relu(x)))
+        x = Dense(self.width // self.reduction, name=f'squeeze_{name}')(pool(found, mask, 'mean'))
+        return nn.sigmoid(Dense(self.width, name=f'excite_{name}')(nn.relu(x)))
 
     def _check(self) -> None:
         if len(self.streams) != 2:

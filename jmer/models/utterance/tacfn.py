@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
 from jmer.layers.conv import windows
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.types import Array, Batch, Output, Stream
@@ -65,14 +66,14 @@ class Model(Checked):
             vectors.append(pool(x + weights[name] * x, mask, 'mean'))
         fused = jnp.concatenate(vectors, -1)
         x = Dropout(self.out_dropout, name='dropout')(fused, train=train)
-        logits = nn.Dense(self.classes, name='head')(x)
+        logits = Dense(self.classes, name='head')(x)
         return Output(logits, {'steps': {name: s.x for name, s in streams.items()}, 'selected': selected,
                                'weights': weights, 'fused': fused})
 
     def _project(self, name: str, stream: Stream) -> Stream:
         before = (self.kernel - 1) // 2
         seen = windows(stream.x, stream.mask, self.kernel, before=before, after=self.kernel - 1 - before)
-        x = nn.Dense(self.width, name=f'project_{name}')(seen)
+        x = Dense(self.width, name=f'project_{name}')(seen)
         return Stream(jnp.where(stream.mask[..., None], x, 0), stream.mask)
 
     def _select(self, name: str, stream: Stream, train: bool) -> Float[Array, 'b d']:
@@ -86,5 +87,5 @@ class Model(Checked):
     ) -> Float[Array, 'b t d']:
         """How much each feature of each step is reinforced; nothing where the other stream is not there."""
         spliced = jnp.concatenate([x, jnp.broadcast_to(selected[:, None], x.shape)], -1)
-        weights = nn.sigmoid(nn.Dense(self.width, name=f'weigh_{name}')(spliced))
+        weights = nn.sigmoid(Dense(self.width, name=f'weigh_{name}')(spliced))
         return jnp.where(there[:, None, None], weights, 0)

@@ -28,6 +28,7 @@ from jmer import losses
 from jmer.author import Reader, require_streams
 from jmer.layers.adversarial import reverse_gradient
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.steps import extend, fit
 from jmer.layers.transformer import Attention, PostNormLayer, layer_norm
@@ -75,13 +76,13 @@ class Model(Checked):
     def __call__(self, batch: Batch, *, train: bool) -> Output:
         if len(self.streams) != 3 or len(self.layers) != 3:
             raise ValueError(f'tailor: found streams {self.streams} and layers {self.layers}, expected three of each')
-        share = nn.Dense(self.width, name='common')
+        share = Dense(self.width, name='common')
         private, common = [], []
         for stream, name, layers in zip(self._aligned(batch), self.streams, self.layers, strict=True):
             x = layer_norm(f'norm_{name}', EPSILON)(stream.x)
-            x = nn.Dense(self.width, name=f'embed_{name}')(x)
+            x = Dense(self.width, name=f'embed_{name}')(x)
             x, mask = self._encoder((1,), layers, f'encode_{name}')([Stream(x, stream.mask)], train=train)
-            own = nn.Dense(self.width, name=f'private_{name}')(x)
+            own = Dense(self.width, name=f'private_{name}')(x)
             private.append(self._squash(own, mask, self.private_dropout, f'dropout_private_{name}', train))
             common.append(self._squash(share(x), mask, self.common_dropout, f'dropout_common_{name}', train))
 
@@ -93,8 +94,8 @@ class Model(Checked):
         found = _Decoder(self.classes, self.heads, self.hidden, self.decoder_layers, self.dropout, name='decoder')(
             joined, train=train)
         drop = Dropout(self.score_dropout, name='dropout_scores')
-        scores = drop(nn.Dense(1, name='scores')(found)[..., 0], train=train)
-        common_scores = drop(nn.Dense(self.classes, name='scores_common')(total.x[:, 0]), train=train)
+        scores = drop(Dense(1, name='scores')(found)[..., 0], train=train)
+        common_scores = drop(Dense(self.classes, name='scores_common')(total.x[:, 0]), train=train)
         return Output(scores, {'private': private, 'common': common, 'common_scores': common_scores,
                                'told': self._tell(private, common, train)})
 
@@ -128,7 +129,7 @@ class Model(Checked):
         self, private: Sequence[Stream], common: Sequence[Stream], train: bool
     ) -> list[tuple[Float[Array, 'b t 3'], Float[Array, 'b t 3']]]:
         """Scores of the stream that private, and common, features come from."""
-        first, last = nn.Dense(self.width // 2, name='discriminator_1'), nn.Dense(3, name='discriminator_2')
+        first, last = Dense(self.width // 2, name='discriminator_1'), Dense(3, name='discriminator_2')
         drop = Dropout(self.score_dropout, name='dropout_discriminator')
 
         def tell(x):

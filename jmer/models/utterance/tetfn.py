@@ -23,6 +23,7 @@ from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
 from jmer.layers.conv import inside
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.pooling import pool
 from jmer.layers.recurrent import LSTM
@@ -95,7 +96,7 @@ class Model(Checked):
             x = Dropout(self.text_dropout, name='dropout_input')(
                 jnp.where(stream.mask[..., None], stream.x, 0), train=train)
         x, mask = inside(Stream(x, stream.mask), self.kernels[min(position, 1)])
-        return Stream(nn.Dense(self.width, use_bias=False, name=f'project_{name}')(x), mask)
+        return Stream(Dense(self.width, use_bias=False, name=f'project_{name}')(x), mask)
 
     def _read(self, name: str, source: str, streams: dict[str, Stream], train: bool) -> Float[Array, 'b t d']:
         rate = self.attention_dropout if source == self.streams[0] else self.other_attention_dropout

@@ -17,6 +17,7 @@ import flax.linen as nn
 from jmer.author import Reader, require_streams
 from jmer.layers.bilinear import outer, with_one
 from jmer.layers.checked import Checked
+from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.subnet import LastStateNet, PooledNet
 from jmer.types import Batch, Output, Variables
@@ -61,8 +62,8 @@ class Model(Checked):
         x = outer([with_one(h) for h in vectors])
         x = Dropout(self.fusion_dropout, name='dropout_fusion')(x, train=train)
         for k in (1, 2):
-            x = nn.relu(nn.Dense(self.fusion_width, name=f'fusion_{k}')(x))
-        logits = nn.Dense(self.classes, name='head')(x)
+            x = nn.relu(Dense(self.fusion_width, name=f'fusion_{k}')(x))
+        logits = Dense(self.classes, name='head')(x)
         if self.bounds:
             low, high = self.bounds
             logits = nn.sigmoid(logits) * (high - low) + low
