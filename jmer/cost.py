@@ -7,7 +7,7 @@ operand, for reductions). Loops count as often as they run. What no result depen
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,13 +20,15 @@ FREE = frozenset((
     'random_wrap', 'reshape', 'rev', 'scatter', 'slice', 'split', 'squeeze', 'stop_gradient', 'threefry2x32',
     'transpose', 'bitcast_convert_type', 'shift_right_logical', 'shift_left', 'random_seed', 'sharding_constraint'))
 """Primitives that move or draw numbers and compute nothing with them."""
+Makers = Mapping[core.Var, core.JaxprEqn]
+"""The equation that makes a variable."""
 
 
 def flops(function: Callable[..., Any], *arguments: Any, branch: Callable[..., int] = max) -> int:
     """Floating-point operations of `function(*arguments)`; arrays or their `jax.ShapeDtypeStruct`s will do.
 
-    The branches of a condition count as the dearest of them, or as `branch` chooses; a `while` loop of unknown length
-    counts as one pass.
+    The branches of a condition count as the dearest of them, or as `branch` chooses; a loop of unknown length counts as
+    often as it can run, if it ends at the smaller of something and a constant, else as one pass.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -34,15 +36,16 @@ def flops(function: Callable[..., Any], *arguments: Any, branch: Callable[..., i
 
 
 def _count(jaxpr: core.Jaxpr, branch: Callable[..., int]) -> int:
-    return sum(_of(equation, branch) for equation in jaxpr.eqns)
+    makers = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
+    return sum(_of(equation, branch, makers) for equation in jaxpr.eqns)
 
 
-def _of(equation: core.JaxprEqn, branch: Callable[..., int]) -> int:
+def _of(equation: core.JaxprEqn, branch: Callable[..., int], makers: Makers) -> int:
     name, params = equation.primitive.name, equation.params
     if name == 'scan':
         return params['length'] * _count(params['jaxpr'].jaxpr, branch)
     if name == 'while':
-        return _count(params['body_jaxpr'].jaxpr, branch)
+        return _most_passes(equation, makers) * _count(params['body_jaxpr'].jaxpr, branch)
     if name == 'cond':
         return branch(_count(one.jaxpr, branch) for one in params['branches'])
     inner = next((params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr', 'call') if params.get(key)), None)
@@ -59,6 +62,14 @@ def _of(equation: core.JaxprEqn, branch: Callable[..., int]) -> int:
     if name in FREE:
         return 0
     return sum(_size(x) for x in equation.invars) if name.startswith(('reduce', 'cum', 'arg')) else result
+
+
+def _most_passes(loop: core.JaxprEqn, makers: Makers) -> int:
+    """The constant of `jax.lax.fori_loop(0, jax.lax.min(steps, constant), ...)`, else 1."""
+    carried = loop.invars[loop.params['cond_nconsts'] + loop.params['body_nconsts']:]
+    ends = [makers[x] for x in carried if not isinstance(x, core.Literal) and x in makers]
+    numbers = [x for end in ends if end.primitive.name == 'min' for x in end.invars]
+    return next((int(x.val) for x in numbers if isinstance(x, core.Literal)), 1)
 
 
 def _size(variable: Any) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jmer import cost
+from jmer.layers.recurrent import LSTM
 
 A, B = np.ones((3, 4), np.float32), np.ones((4, 5), np.float32)
 
@@ -49,6 +50,25 @@ def test_a_strided_convolution_has_a_gradient_without_zeros():
 
     once = cost.flops(convolve, x)
     assert once < cost.flops(jax.grad(lambda x: convolve(x).sum()), x) < 1.5 * once
+
+
+def test_a_loop_counts_as_often_as_it_can_run():
+    def loop(end, x):
+        return jax.lax.fori_loop(0, end, lambda k, x: x @ x, x)
+
+    x = np.ones((4, 4), np.float32)
+    once = cost.flops(loop, 3, x)
+    bounded = cost.flops(lambda steps, x: loop(jax.lax.min(steps, 7), x), 3, x)
+    assert 128 <= once < 140
+    assert bounded == pytest.approx(7 * once, abs=2)
+
+
+def test_an_lstm_costs_its_products_step_by_step():
+    x, mask = np.ones((2, 9, 3), np.float32), np.ones((2, 9), bool)
+    layer = LSTM(5)
+    variables = layer.init(jax.random.key(0), x, mask)
+    products = 2 * 2 * 9 * (3 + 5) * 4 * 5
+    assert products < cost.flops(layer.apply, variables, x, mask) < 2 * products
 
 
 def test_what_nobody_reads_costs_nothing_and_a_condition_what_its_branch_does():

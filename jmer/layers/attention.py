@@ -275,8 +275,8 @@ def _layer(x, weights, read, seed, seen, last=None, *, heads, rates):
     if last is not None:
         x, y = (pool(z, last, 'last')[:, None] for z in (x, y))
     if read or last is not None:
-        thirds = _split_weights(weights['query_key_value'], 3)
-        q, k, v = (dense(own, z) for own, z in zip(thirds, (y, keys, values), strict=True))
+        thirds = _thirds(weights['query_key_value'])
+        q, k, v = (dense(third, z) for third, z in zip(thirds, (y, keys, values), strict=True))
     else:
         q, k, v = jnp.split(dense(weights['query_key_value'], y), 3, -1)
     y = attend(q, k, v, seen, heads=heads, rate=attention, seed=seed[0])
@@ -299,9 +299,10 @@ def _fold_norms(weights: Weights) -> Weights:
     }
 
 
-def _split_weights(weights: Weights, parts: int) -> list[Weights]:
-    kernels, biases = (jnp.split(weights[name], parts, axis=-1) for name in ('kernel', 'bias'))
-    return [{'kernel': kernel, 'bias': bias} for kernel, bias in zip(kernels, biases, strict=True)]
+def _thirds(weights: Weights) -> list[Weights]:
+    """The weights of queries, keys and values."""
+    parts = zip(*(jnp.split(weights[name], 3, axis=-1) for name in ('kernel', 'bias')), strict=True)
+    return [{'kernel': kernel, 'bias': bias} for kernel, bias in parts]
 
 
 def _fold(norm: Weights, weights: Weights) -> Weights:

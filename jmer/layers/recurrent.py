@@ -258,7 +258,9 @@ def _run(step, steps, reverse, state, saved):
     def body(k, both):
         return step(steps - 1 - k if reverse else k, *both)
 
-    return jax.lax.fori_loop(0, steps, body, (state, saved))[1]
+    # No more steps than there is room for: `jmer.cost` reads it here.
+    most = len(jax.tree.leaves(saved)[0])
+    return jax.lax.fori_loop(0, jax.lax.min(steps, most), body, (state, saved))[1]
 
 
 def _one(rows, at):
