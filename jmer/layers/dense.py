@@ -11,7 +11,7 @@ from jaxtyping import Float
 from jmer.types import Array
 
 MANY_ROWS = 512
-"""From which on it pays to transpose a gradient, and not what it is made from."""
+"""From so many on, a kernel's gradient made transposed is worth the copy that turns it round."""
 
 
 def on_rows(layer: Callable[[Array], Array], x: Float[Array, '*b d']) -> Float[Array, '*b e']:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from jmer.layers.dense import kernel_gradient
 from jmer.layers.dropout import Dropout
 from jmer.layers.masked import multiply
 from jmer.layers.packed import Packed, pack
@@ -144,7 +145,7 @@ _replay.defvjp(lambda back, value, made: (made, back), lambda back, dy: (None, d
 
 def _weight_gradient(weight, read, dmade):
     rows = _rows(dmade)
-    of = {'kernel': lambda: _rows(read).T @ rows, 'bias': lambda: rows.sum(0)}
+    of = {'kernel': lambda: kernel_gradient(_rows(read), rows), 'bias': lambda: rows.sum(0)}
     return {name: of[name]().astype(value.dtype) for name, value in weight.items()}
 
 
@@ -247,7 +248,7 @@ def _lstm_backward(reverse, saved, dy):
     zero = jnp.zeros_like(y[0])
     dgates = _run(step, steps, not reverse, (zero, zero), jnp.zeros_like(active))
     before = jnp.concatenate([y[1:], zero[None]] if reverse else [zero[None], y[:-1]]) * keep
-    return dgates, _rows(before).T @ _rows(dgates), None, None
+    return dgates, kernel_gradient(_rows(before), _rows(dgates)), None, None
 
 
 _lstm.defvjp(_lstm_forward, _lstm_backward)
