@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jmer.author import Reader, require_streams
 from jmer.layers.attention import Encoder
 from jmer.layers.checked import Checked
+from jmer.layers.conv import inside
 from jmer.layers.dense import Dense
 from jmer.layers.dropout import Dropout
 from jmer.layers.position import positions
@@ -89,13 +90,9 @@ class Model(Checked):
             jnp.where(stream.mask[..., None], stream.x, 0), train=train)
         if x.shape[-1] == self.width:
             return Stream(x, stream.mask)
-        kernel = self._kernel(name)
-        short = max(0, kernel - x.shape[1])       # shorter than one window: absent, not an error
-        x = jnp.pad(x, ((0, 0), (0, short), (0, 0)))
-        mask = jnp.pad(stream.mask, ((0, 0), (0, short)))[:, kernel - 1:]
-        windows = jnp.concatenate([x[:, k:k + mask.shape[1]] for k in range(kernel)], -1)
-        return Stream(Dense(self.width, use_bias=False, kernel_init=_uniform,
-                            name=f'project_{name}')(windows), mask)
+        windows, mask = inside(Stream(x, stream.mask), self._kernel(name))
+        project = Dense(self.width, use_bias=False, kernel_init=_uniform, name=f'project_{name}')
+        return Stream(project(windows), mask)
 
     def _encoder(self, name: str, layers: int, attention_dropout: float) -> Encoder:
         return Encoder(self.heads, layers, attention_dropout, self.relu_dropout, self.residual_dropout,
