@@ -66,10 +66,11 @@ def _of(equation: core.JaxprEqn, branch: Callable[..., int], makers: Makers) -> 
 
 def _most_passes(loop: core.JaxprEqn, makers: Makers) -> int:
     """The constant of `jax.lax.fori_loop(0, jax.lax.min(steps, constant), ...)`, else 1."""
-    carried = loop.invars[loop.params['cond_nconsts'] + loop.params['body_nconsts']:]
-    ends = [makers[x] for x in carried if not isinstance(x, core.Literal) and x in makers]
-    numbers = [x for end in ends if end.primitive.name == 'min' for x in end.invars]
-    return next((int(x.val) for x in numbers if isinstance(x, core.Literal)), 1)
+    constants = loop.params['cond_nconsts'] + loop.params['body_nconsts']
+    _, *others = loop.invars[constants:]            # the counter, where it ends, and what is computed
+    end = makers.get(others[0]) if others and isinstance(others[0], core.Var) else None
+    limits = end.invars if end is not None and end.primitive.name == 'min' else []
+    return next((int(x.val) for x in limits if isinstance(x, core.Literal)), 1)
 
 
 def _size(variable: Any) -> int:

@@ -62,6 +62,11 @@ def test_a_loop_counts_as_often_as_it_can_run():
     assert 128 <= once < 140
     assert bounded == pytest.approx(7 * once, abs=2)
 
+    def carries_a_smaller(steps, x):
+        return jax.lax.fori_loop(0, steps, lambda k, both: (both[0] + 1, both[1] @ both[1]), (jax.lax.min(steps, 7), x))
+
+    assert cost.flops(carries_a_smaller, 3, x) < 2 * once
+
 
 def test_an_lstm_costs_its_products_step_by_step():
     x, mask = np.ones((2, 9, 3), np.float32), np.ones((2, 9), bool)
