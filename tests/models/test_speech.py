@@ -65,3 +65,13 @@ def test_the_shift_moves_channels_both_ways():
     np.testing.assert_array_equal(found[0], [[0, 6, 3, 4], [1, 10, 7, 8], [5, 0, 11, 12]])
     one_way = shiftser.shift(x, mask, parts=2, both_ways=False)
     np.testing.assert_array_equal(one_way[0], [[0, 0, 3, 4], [1, 2, 7, 8], [5, 6, 11, 12]])
+
+
+@pytest.mark.parametrize('steps', [1, 2, 5])
+def test_every_step_meets_the_vector_of_its_distance_to_every_step(steps):
+    rng = np.random.default_rng(steps)
+    x = rng.normal(size=(2, 3, steps, 4)).astype(np.float32)
+    table = rng.normal(size=(2 * steps - 1, 4)).astype(np.float32)
+    step = np.arange(steps)
+    vectors = table[step[None] - step[:, None] + steps - 1]
+    np.testing.assert_allclose(shiftser.by_distance(x, table), np.einsum('bhtk,tsk->bhts', x, vectors), atol=1e-5)
