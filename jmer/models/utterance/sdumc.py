@@ -119,6 +119,7 @@ class Fusion(nn.Module):
         for name, given in zip(names, ((audio,), texts, (video,)), strict=True):
             project, longest = Dense(g, name=f'steps_{name}'), max(stream.x.shape[1] for stream in given)
             projected = [(project(x), mask) for x, mask in (fit(stream, longest) for stream in given)]
+            # What is no text, once for every text.
             x, mask = (jnp.concatenate(parts * (len(texts) // len(given))) for parts in zip(*projected, strict=True))
             steps[name] = x, mask
             pooled = Pool(self.step_dropout, name=f'pool_{name}')(x, mask, train=train)
